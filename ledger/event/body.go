@@ -1,0 +1,269 @@
+package event
+
+import "encoding/json"
+
+// Decision is a recorded judgement, with all that is needed to compute it again. Signals is the canonical
+// JSON of policy.Signals, Result that of policy.Decision; what the log is searched by stands beside them.
+type Decision struct {
+	RequestID string          `json:"request_id,omitempty"`
+	Action    string          `json:"action"`
+	Effect    string          `json:"effect"`
+	Revision  Digest          `json:"revision"`
+	Sequence  uint64          `json:"sequence"`
+	Signals   json.RawMessage `json:"signals"`
+	Result    json.RawMessage `json:"result"`
+}
+
+// Genesis is the first event of every ledger. Security and Auditors are the site's invariants, which no
+// policy bundle can change: see policy.Invariants.
+type Genesis struct {
+	Origin       string   `json:"origin"`
+	LogKey       string   `json:"log_key"`
+	TrustDomains []string `json:"trust_domains"`
+	Security     []string `json:"security"`
+	Auditors     []string `json:"auditors"`
+	Product      string   `json:"product"`
+}
+
+// KeyIntroduced starts the life of an envelope signing key; Public is its PKIX DER.
+type KeyIntroduced struct {
+	KeyID  string `json:"key_id"`
+	Use    string `json:"use"`
+	Public []byte `json:"public"`
+}
+
+// KeyRetired ends the life of a signing key; its private half is destroyed.
+type KeyRetired struct {
+	KeyID string `json:"key_id"`
+}
+
+// RevisionActivated makes a policy bundle the one that decides.
+type RevisionActivated struct {
+	Digest   Digest    `json:"digest"`
+	Sequence uint64    `json:"sequence"`
+	Previous Digest    `json:"previous,omitzero"`
+	Source   string    `json:"source"`
+	Note     string    `json:"note,omitempty"`
+	By       *Decision `json:"by,omitempty"`
+}
+
+// SecretPut adds a version of a secret; the value lies beside the ledger, sealed, under RecordID.
+type SecretPut struct {
+	Name             string    `json:"name"`
+	Class            string    `json:"class"`
+	Version          uint32    `json:"version"`
+	RecordID         ID        `json:"record_id"`
+	Owner            string    `json:"owner"`
+	Policy           Digest    `json:"policy"` // revision that permitted it
+	CiphertextDigest Digest    `json:"ciphertext_digest"`
+	By               *Decision `json:"by,omitempty"`
+}
+
+// InstanceBound keeps the evidence that an SVID vouched for an instance key: the binding as in package
+// envelope/proof, and the certificate chain (DER, the leaf first).
+type InstanceBound struct {
+	Principal string   `json:"principal"`
+	Instance  string   `json:"instance"`
+	Binding   []byte   `json:"binding"`
+	Chain     [][]byte `json:"chain"`
+}
+
+// DeviceEnrolled admits a device; Record is the canonical JSON of attest.Device.
+type DeviceEnrolled struct {
+	Device string          `json:"device"`
+	Record json.RawMessage `json:"record"`
+	By     *Decision       `json:"by,omitempty"`
+}
+
+// DeviceRevoked ends a device's admission for good.
+type DeviceRevoked struct {
+	Device string    `json:"device"`
+	Reason string    `json:"reason"`
+	By     *Decision `json:"by,omitempty"`
+}
+
+// AttestationAppraised records authentic evidence and what was made of it; Result is the canonical JSON
+// of attest.Result. Counters are the TPM's clock values that the next evidence must not fall behind.
+type AttestationAppraised struct {
+	Principal string          `json:"principal"`
+	Instance  string          `json:"instance"`
+	Device    string          `json:"device"`
+	Result    json.RawMessage `json:"result"`
+	Counters  json.RawMessage `json:"counters,omitempty"`
+	Revision  Digest          `json:"revision"`
+}
+
+// AttestationRefused records evidence that was not authentic. It changes nothing: anybody can make it up.
+type AttestationRefused struct {
+	Principal string `json:"principal"`
+	Instance  string `json:"instance"`
+	Kind      string `json:"kind"`
+	Reason    string `json:"reason"`
+}
+
+// SessionIssued is a delivery: the permit and the session that it opens.
+type SessionIssued struct {
+	Session        ID       `json:"session"`
+	Principal      string   `json:"principal"`
+	Instance       string   `json:"instance"`
+	Device         string   `json:"device,omitempty"`
+	Secret         string   `json:"secret"`
+	Version        uint32   `json:"version"`
+	Class          string   `json:"class"`
+	Grade          string   `json:"grade"`
+	Suite          string   `json:"suite"`
+	KeyID          string   `json:"key_id"`
+	EnvelopeDigest Digest   `json:"envelope_digest"`
+	ReceiptLock    Digest   `json:"receipt_lock"`
+	Expires        Time     `json:"expires"`
+	ReceiptBy      Time     `json:"receipt_by,omitzero"`
+	Uses           uint32   `json:"uses,omitempty"`
+	Decision       Decision `json:"decision"`
+}
+
+// DecisionDenied is a DENY or STEP_UP, and what it was about stands in the decision's signals.
+//
+// Unmet says which obligation of a PERMIT could not be kept; nothing was released then either.
+type DecisionDenied struct {
+	Principal string   `json:"principal"`
+	Unmet     string   `json:"unmet,omitempty"`
+	Decision  Decision `json:"decision"`
+}
+
+// OperationPermitted is a permitted administrative read.
+type OperationPermitted struct {
+	Principal string   `json:"principal"`
+	Decision  Decision `json:"decision"`
+}
+
+// SessionConfirmed carries the receipt: R opens the session's lock, Signature is the instance key's.
+type SessionConfirmed struct {
+	Session   ID     `json:"session"`
+	R         []byte `json:"r"`
+	Signature []byte `json:"signature"`
+}
+
+// SessionRevoked ends a session by somebody's will.
+type SessionRevoked struct {
+	Session ID        `json:"session"`
+	Reason  string    `json:"reason"`
+	By      *Decision `json:"by,omitempty"`
+}
+
+// SessionClosed ends a session by its holder's will.
+type SessionClosed struct {
+	Session ID `json:"session"`
+}
+
+// SessionsExpired is the sweeper's word that these sessions are over.
+type SessionsExpired struct {
+	Sessions []ID `json:"sessions"`
+}
+
+// SessionsUnconfirmed is the sweeper's word that no receipt came in time for these sessions.
+type SessionsUnconfirmed struct {
+	Sessions []ID `json:"sessions"`
+}
+
+// RefusalsCounted stands for the refusals of a limiter within a span of time.
+type RefusalsCounted struct {
+	Principal string `json:"principal"`
+	Limit     string `json:"limit"`
+	Count     uint64 `json:"count"`
+	From      Time   `json:"from"`
+	To        Time   `json:"to"`
+}
+
+// RequestRefused records a call that failed before any policy was asked: a proof that does not fit, or a
+// session that is not the caller's. Check names what failed.
+type RequestRefused struct {
+	Principal string `json:"principal"`
+	Instance  string `json:"instance,omitempty"`
+	Method    string `json:"method"`
+	Check     string `json:"check"`
+	Target    string `json:"target,omitempty"`
+}
+
+// The types of events.
+const (
+	TypeGenesis              Type = "log.genesis"
+	TypeKeyIntroduced        Type = "key.introduced"
+	TypeKeyRetired           Type = "key.retired"
+	TypeRevisionActivated    Type = "revision.activated"
+	TypeSecretPut            Type = "secret.put"
+	TypeInstanceBound        Type = "instance.bound"
+	TypeDeviceEnrolled       Type = "device.enrolled"
+	TypeDeviceRevoked        Type = "device.revoked"
+	TypeAttestationAppraised Type = "attestation.appraised"
+	TypeAttestationRefused   Type = "attestation.refused"
+	TypeSessionIssued        Type = "session.issued"
+	TypeDecisionDenied       Type = "decision.denied"
+	TypeOperationPermitted   Type = "operation.permitted"
+	TypeSessionConfirmed     Type = "session.confirmed"
+	TypeSessionRevoked       Type = "session.revoked"
+	TypeSessionClosed        Type = "session.closed"
+	TypeSessionsExpired      Type = "sessions.expired"
+	TypeSessionsUnconfirmed  Type = "sessions.unconfirmed"
+	TypeRefusalsCounted      Type = "refusals.counted"
+	TypeRequestRefused       Type = "request.refused"
+)
+
+// EventType implements Body.
+func (Genesis) EventType() Type { return TypeGenesis }
+
+// EventType implements Body.
+func (KeyIntroduced) EventType() Type { return TypeKeyIntroduced }
+
+// EventType implements Body.
+func (KeyRetired) EventType() Type { return TypeKeyRetired }
+
+// EventType implements Body.
+func (RevisionActivated) EventType() Type { return TypeRevisionActivated }
+
+// EventType implements Body.
+func (SecretPut) EventType() Type { return TypeSecretPut }
+
+// EventType implements Body.
+func (InstanceBound) EventType() Type { return TypeInstanceBound }
+
+// EventType implements Body.
+func (DeviceEnrolled) EventType() Type { return TypeDeviceEnrolled }
+
+// EventType implements Body.
+func (DeviceRevoked) EventType() Type { return TypeDeviceRevoked }
+
+// EventType implements Body.
+func (AttestationAppraised) EventType() Type { return TypeAttestationAppraised }
+
+// EventType implements Body.
+func (AttestationRefused) EventType() Type { return TypeAttestationRefused }
+
+// EventType implements Body.
+func (SessionIssued) EventType() Type { return TypeSessionIssued }
+
+// EventType implements Body.
+func (DecisionDenied) EventType() Type { return TypeDecisionDenied }
+
+// EventType implements Body.
+func (OperationPermitted) EventType() Type { return TypeOperationPermitted }
+
+// EventType implements Body.
+func (SessionConfirmed) EventType() Type { return TypeSessionConfirmed }
+
+// EventType implements Body.
+func (SessionRevoked) EventType() Type { return TypeSessionRevoked }
+
+// EventType implements Body.
+func (SessionClosed) EventType() Type { return TypeSessionClosed }
+
+// EventType implements Body.
+func (SessionsExpired) EventType() Type { return TypeSessionsExpired }
+
+// EventType implements Body.
+func (SessionsUnconfirmed) EventType() Type { return TypeSessionsUnconfirmed }
+
+// EventType implements Body.
+func (RefusalsCounted) EventType() Type { return TypeRefusalsCounted }
+
+// EventType implements Body.
+func (RequestRefused) EventType() Type { return TypeRequestRefused }

@@ -1,0 +1,208 @@
+// Package event defines what the ledger records: typed events, their one canonical encoding, and the
+// commitments that stand for them in the Merkle log.
+//
+// An event is encoded as JSON in the field order of the Go types, without insignificant space. Decode
+// refuses whatever it would not itself have written, so that an event has exactly one byte string and
+// auditors can read it. The package knows vocabulary only: it neither stores, orders nor judges.
+package event
+
+import (
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// MaxSize is the largest encoded event, in bytes.
+const MaxSize = 1 << 20
+
+// Version is the format of the encoding.
+const Version = 1
+
+// ErrMalformed is wrapped by every refusal of Decode and of the parsers of this package.
+var ErrMalformed = errors.New("malformed event")
+
+// Type names the kind of an event, such as "session.issued".
+type Type string
+
+// Body is the typed content of an event; the types of this package are all there are.
+type Body interface {
+	// EventType names the type; it is constant for a Go type.
+	EventType() Type
+}
+
+// Event is one thing that happened, or was refused.
+type Event struct {
+	ID   ID
+	Time Time
+	// Subject is the SPIFFE ID of the principal whom the body is about; the body lies encrypted under
+	// the subject's key. Empty: the ledger itself.
+	Subject string
+	Body    Body
+}
+
+// New makes an event of body that happens at now.
+func New(now time.Time, subject string, body Body) Event {
+	return Event{ID: NewID(now), Time: NewTime(now), Subject: subject, Body: body}
+}
+
+type encoded struct {
+	V       int             `json:"v"`
+	ID      ID              `json:"id"`
+	Time    Time            `json:"time"`
+	Type    Type            `json:"type"`
+	Subject string          `json:"subject,omitempty"`
+	Body    json.RawMessage `json:"body"`
+}
+
+// Encode returns the canonical encoding of e.
+func (e Event) Encode() ([]byte, error) {
+	if e.Body == nil || e.ID.IsZero() || e.Time.IsZero() {
+		return nil, fmt.Errorf("encode event: %w: no body, id or time", ErrMalformed)
+	}
+	body, err := Marshal(e.Body)
+	if err != nil {
+		return nil, fmt.Errorf("encode event %s: %w", e.Body.EventType(), err)
+	}
+	out, err := Marshal(encoded{Version, e.ID, e.Time, e.Body.EventType(), e.Subject, body})
+	if err != nil {
+		return nil, fmt.Errorf("encode event %s: %w", e.Body.EventType(), err)
+	}
+	if len(out) > MaxSize {
+		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", e.Body.EventType(), ErrMalformed, len(out), MaxSize)
+	}
+	return out, nil
+}
+
+// Decode reads a canonical encoding; anything else (unknown or repeated fields, other order or space,
+// an unknown type) is refused with ErrMalformed.
+func Decode(data []byte) (Event, error) {
+	if len(data) > MaxSize {
+		return Event{}, fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrMalformed, len(data), MaxSize)
+	}
+	var enc encoded
+	if err := Unmarshal(data, &enc); err != nil {
+		return Event{}, err
+	}
+	if enc.V != Version {
+		return Event{}, fmt.Errorf("%w: version %d, this program reads %d", ErrMalformed, enc.V, Version)
+	}
+	body, err := newBody(enc.Type)
+	if err != nil {
+		return Event{}, err
+	}
+	if err := Unmarshal(enc.Body, body); err != nil {
+		return Event{}, fmt.Errorf("body of %s: %w", enc.Type, err)
+	}
+	e := Event{ID: enc.ID, Time: enc.Time, Subject: enc.Subject, Body: deref(body)}
+	again, err := e.Encode()
+	if err != nil {
+		return Event{}, err
+	}
+	if !bytes.Equal(again, data) {
+		return Event{}, fmt.Errorf("%w: not the canonical encoding", ErrMalformed)
+	}
+	return e, nil
+}
+
+var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+
+// Marshal returns the canonical JSON of v: field order of the type, no HTML escapes, no trailing newline.
+func Marshal(v any) ([]byte, error) {
+	buf := buffers.Get().(*bytes.Buffer)
+	defer buffers.Put(buf)
+	buf.Reset()
+	enc := json.NewEncoder(buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	return bytes.Clone(bytes.TrimSuffix(buf.Bytes(), []byte("\n"))), nil
+}
+
+// Unmarshal reads one JSON value into v and refuses unknown fields and trailing bytes. It does not see
+// repeated fields or odd spellings: compare with Marshal where the encoding has to be canonical.
+func Unmarshal(data []byte, v any) error {
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(v); err != nil {
+		return fmt.Errorf("%w: %v", ErrMalformed, err)
+	}
+	if dec.InputOffset() != int64(len(data)) {
+		return fmt.Errorf("%w: bytes after the end", ErrMalformed)
+	}
+	return nil
+}
+
+// Time is a moment in UTC with microseconds: the resolution of everything recorded.
+type Time struct{ t time.Time }
+
+const timeLayout = "2006-01-02T15:04:05.000000Z"
+
+// NewTime truncates t to microseconds in UTC.
+func NewTime(t time.Time) Time { return Time{t.UTC().Truncate(time.Microsecond)} }
+
+// Time returns the moment as a time.Time in UTC.
+func (t Time) Time() time.Time { return t.t }
+
+// IsZero reports whether t is the zero value, which stands for "not yet" or "never".
+func (t Time) IsZero() bool { return t.t.IsZero() }
+
+// String returns RFC 3339 with six decimals, or "" for the zero value.
+func (t Time) String() string {
+	if t.IsZero() {
+		return ""
+	}
+	return t.t.Format(timeLayout)
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (t Time) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler; only what MarshalText writes is accepted.
+func (t *Time) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*t = Time{}
+		return nil
+	}
+	v, err := time.Parse(timeLayout, string(b))
+	if err != nil || v.Format(timeLayout) != string(b) {
+		return fmt.Errorf("%w: time %q", ErrMalformed, b)
+	}
+	t.t = v.UTC()
+	return nil
+}
+
+// Digest is a SHA-256 digest, written as 64 lower-case hexadecimal digits; the zero value as "".
+type Digest [32]byte
+
+// IsZero reports whether d is the zero value, which stands for "none".
+func (d Digest) IsZero() bool { return d == Digest{} }
+
+// String returns the digest in hexadecimal, or "" for none.
+func (d Digest) String() string {
+	if d.IsZero() {
+		return ""
+	}
+	return hex.EncodeToString(d[:])
+}
+
+// MarshalText implements encoding.TextMarshaler.
+func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// UnmarshalText implements encoding.TextUnmarshaler.
+func (d *Digest) UnmarshalText(b []byte) error {
+	if len(b) == 0 {
+		*d = Digest{}
+		return nil
+	}
+	raw, err := hex.DecodeString(string(b))
+	if err != nil || len(raw) != len(d) || hex.EncodeToString(raw) != string(b) {
+		return fmt.Errorf("%w: digest %q", ErrMalformed, b)
+	}
+	copy(d[:], raw)
+	return nil
+}

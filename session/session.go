@@ -1,0 +1,136 @@
+// Package session says what a session is and how events change it: identifiers, states, and the pure
+// function Apply. It stores nothing, knows no clock and makes no decision.
+//
+// A session is one delivery of one version of one secret to one instance:
+//
+//	issued → confirmed → (exhausted | expired | revoked | closed)
+//	issued → unconfirmed → confirmed | (expired | revoked | closed)
+//
+// A session in one of the states in parentheses has ended; it never lives again.
+package session
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+// State is a session's place in its life.
+type State string
+
+// The states of a session.
+const (
+	Issued      State = "issued"
+	Confirmed   State = "confirmed"
+	Unconfirmed State = "unconfirmed"
+	Exhausted   State = "exhausted"
+	Expired     State = "expired"
+	Revoked     State = "revoked"
+	Closed      State = "closed"
+)
+
+// Ended reports whether no event can bring the session back.
+func (s State) Ended() bool {
+	switch s {
+	case Exhausted, Expired, Revoked, Closed:
+		return true
+	}
+	return false
+}
+
+// ParseState reads a state's name.
+func ParseState(s string) (State, error) {
+	switch st := State(s); st {
+	case Issued, Confirmed, Unconfirmed, Exhausted, Expired, Revoked, Closed:
+		return st, nil
+	}
+	return "", fmt.Errorf("unknown session state %q: use issued, confirmed, unconfirmed, exhausted, expired, revoked or closed", s)
+}
+
+// ErrTransition says that an event does not fit the session's state, such as a receipt after revocation.
+var ErrTransition = errors.New("session state does not allow this")
+
+// Session is the state of one session, as its events made it.
+type Session struct {
+	ID             event.ID     `json:"id"`
+	State          State        `json:"state"`
+	RequestID      string       `json:"request_id"`
+	Principal      string       `json:"principal"`
+	Instance       string       `json:"instance"`
+	Device         string       `json:"device,omitempty"`
+	Secret         string       `json:"secret"`
+	Version        uint32       `json:"version"`
+	Class          string       `json:"class"`
+	Grade          string       `json:"grade"`
+	Suite          string       `json:"suite"`
+	KeyID          string       `json:"key_id"`
+	EnvelopeDigest event.Digest `json:"envelope_digest"`
+	ReceiptLock    event.Digest `json:"receipt_lock"`
+	Uses           uint32       `json:"uses,omitempty"`
+	Issued         event.Time   `json:"issued_at"`
+	Expires        event.Time   `json:"expires_at"`
+	ReceiptBy      event.Time   `json:"receipt_by,omitzero"`
+	ConfirmedAt    event.Time   `json:"confirmed_at,omitzero"`
+	RevokedAt      event.Time   `json:"revoked_at,omitzero"`
+	EndedAt        event.Time   `json:"ended_at,omitzero"`
+	Reason         string       `json:"reason,omitempty"`
+	Revision       event.Digest `json:"revision"`
+}
+
+// StateAt is the state as readers see it at now: a session past its end is expired at once, whether or
+// not the sweeper has said so.
+func (s Session) StateAt(now time.Time) State {
+	if !s.State.Ended() && !now.Before(s.Expires.Time()) {
+		return Expired
+	}
+	return s.State
+}
+
+// Open starts the session that e, a session.issued event, describes.
+func Open(e event.Event) (Session, error) {
+	b, ok := e.Body.(event.SessionIssued)
+	if !ok {
+		return Session{}, fmt.Errorf("open session from %T: %w", e.Body, ErrTransition)
+	}
+	return Session{
+		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
+		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
+		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Issued: e.Time,
+		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision,
+	}, nil
+}
+
+// Apply returns what s becomes through e. An event that does not fit gives ErrTransition and leaves s.
+// Time enters through e alone: what comes at or after the end is refused, but for the sweeper's word.
+func Apply(s Session, e event.Event) (Session, error) {
+	if s.State.Ended() {
+		return s, fmt.Errorf("session %s is %s: %w", s.ID, s.State, ErrTransition)
+	}
+	past := !e.Time.Time().Before(s.Expires.Time())
+	switch b := e.Body.(type) {
+	case event.SessionConfirmed:
+		if past || s.State == Confirmed {
+			return s, fmt.Errorf("session %s is %s: %w", s.ID, s.StateAt(e.Time.Time()), ErrTransition)
+		}
+		s.State, s.ConfirmedAt = Confirmed, e.Time
+	case event.SessionsUnconfirmed:
+		if s.State != Issued || past {
+			return s, fmt.Errorf("session %s is %s: %w", s.ID, s.StateAt(e.Time.Time()), ErrTransition)
+		}
+		s.State = Unconfirmed
+	case event.SessionRevoked:
+		s.State, s.RevokedAt, s.EndedAt, s.Reason = Revoked, e.Time, e.Time, b.Reason
+	case event.SessionClosed:
+		s.State, s.EndedAt = Closed, e.Time
+	case event.SessionsExpired:
+		if !past {
+			return s, fmt.Errorf("session %s lives until %s: %w", s.ID, s.Expires, ErrTransition)
+		}
+		s.State, s.EndedAt = Expired, e.Time
+	default:
+		return s, fmt.Errorf("apply %T to session %s: %w", e.Body, s.ID, ErrTransition)
+	}
+	return s, nil
+}
