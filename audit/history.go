@@ -1,0 +1,112 @@
+package audit
+
+import (
+	"fmt"
+
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/session"
+)
+
+// history checks that events, in the order of their indexes, can have happened: the first one, and no other, is the
+// genesis of this very log; no event id comes twice; no session lives twice, before its delivery or
+// after its end. It trusts that the events are those that the log has. Its memory grows by about a hundred
+// bytes an event.
+type history struct {
+	key      proofs.Key
+	next     int64
+	ids      map[event.ID]struct{}
+	ended    map[event.ID]struct{}
+	sessions map[event.ID]session.Session // that have not ended
+}
+
+func newHistory(key proofs.Key) *history {
+	return &history{
+		key: key, ids: map[event.ID]struct{}{}, ended: map[event.ID]struct{}{}, sessions: map[event.ID]session.Session{},
+	}
+}
+
+// add takes the next event.
+func (h *history) add(e event.Event) error {
+	first := h.next == 0
+	h.next++
+	genesis, isGenesis := e.Body.(event.Genesis)
+	switch {
+	case first && !isGenesis:
+		return fmt.Errorf("the first event is %s, expected %s", e.Body.EventType(), event.TypeGenesis)
+	case !first && isGenesis:
+		return fmt.Errorf("a second %s", event.TypeGenesis)
+	case first && genesis.Origin != h.key.Origin():
+		return fmt.Errorf("the genesis is that of log %q, expected %q", genesis.Origin, h.key.Origin())
+	case first && genesis.LogKey != h.key.String():
+		return fmt.Errorf("the genesis names another log key")
+	}
+	if _, ok := h.ids[e.ID]; ok {
+		return fmt.Errorf("the event id %s comes a second time", e.ID)
+	}
+	h.ids[e.ID] = struct{}{}
+	return h.applySessions(e)
+}
+
+// applySessions follows the sessions through e.
+func (h *history) applySessions(e event.Event) error {
+	switch b := e.Body.(type) {
+	case event.SessionIssued:
+		return h.open(b.Session, e)
+	case event.SessionConfirmed:
+		return h.apply(b.Session, e)
+	case event.SessionRevoked:
+		return h.apply(b.Session, e)
+	case event.SessionClosed:
+		return h.apply(b.Session, e)
+	case event.SessionsExpired:
+		return h.applyAll(b.Sessions, e)
+	case event.SessionsUnconfirmed:
+		return h.applyAll(b.Sessions, e)
+	}
+	return nil // about no session
+}
+
+func (h *history) open(id event.ID, e event.Event) error {
+	_, live := h.sessions[id]
+	_, ended := h.ended[id]
+	if live || ended || id.IsZero() {
+		return fmt.Errorf("session %s is issued a second time, or has no id", id)
+	}
+	s, err := session.Open(e)
+	if err != nil {
+		return err
+	}
+	h.sessions[id] = s
+	return nil
+}
+
+func (h *history) applyAll(ids []event.ID, e event.Event) error {
+	for _, id := range ids {
+		if err := h.apply(id, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (h *history) apply(id event.ID, e event.Event) error {
+	s, ok := h.sessions[id]
+	if _, ended := h.ended[id]; ended {
+		return fmt.Errorf("%s for session %s, which has ended", e.Body.EventType(), id)
+	}
+	if !ok {
+		return fmt.Errorf("%s for session %s, which was never issued", e.Body.EventType(), id)
+	}
+	s, err := session.Apply(s, e)
+	if err != nil {
+		return err
+	}
+	if s.State.Ended() {
+		delete(h.sessions, id)
+		h.ended[id] = struct{}{}
+		return nil
+	}
+	h.sessions[id] = s
+	return nil
+}

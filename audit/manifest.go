@@ -1,0 +1,127 @@
+package audit
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/audit/tiles"
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+const (
+	// ExportFormat names the layout of an export.
+	ExportFormat = "bulla-export/v1"
+
+	manifestName = "manifest"
+	maxManifest  = 1 << 28 // room for about 400 million entries
+)
+
+// ErrManifest says that bytes are not a manifest in its canonical spelling.
+var ErrManifest = errors.New("malformed manifest")
+
+// File is one file of an export.
+type File struct {
+	Path   string       `json:"path"`
+	Size   int64        `json:"size"`
+	SHA256 event.Digest `json:"sha256"`
+}
+
+// Manifest lists what an export consists of. It holds nothing that can't be computed from the other files, so that
+// the verifier makes it again and compares it byte for byte.
+type Manifest struct {
+	Origin string
+	Size   int64
+	Root   proofs.Hash
+	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events
+}
+
+// manifestHead is the first line of a manifest, manifestWhole all of it.
+type manifestHead struct {
+	Format       string      `json:"format"`
+	EventVersion int         `json:"event_version"`
+	Origin       string      `json:"origin"`
+	Size         int64       `json:"size"`
+	Root         proofs.Hash `json:"root"`
+}
+
+type manifestWhole struct {
+	manifestHead
+	Files []File `json:"files"`
+}
+
+// Encode returns the canonical encoding: one JSON object, with a line for each file.
+func (m Manifest) Encode() ([]byte, error) {
+	head, err := event.Marshal(manifestHead{ExportFormat, event.Version, m.Origin, m.Size, m.Root})
+	if err != nil {
+		return nil, fmt.Errorf("encode manifest: %w", err)
+	}
+	var out bytes.Buffer
+	out.Write(bytes.TrimSuffix(head, []byte("}")))
+	out.WriteString(`,"files":[`)
+	for i, f := range m.Files {
+		line, err := event.Marshal(f)
+		if err != nil {
+			return nil, fmt.Errorf("encode manifest: %w", err)
+		}
+		if i > 0 {
+			out.WriteByte(',')
+		}
+		out.WriteByte('\n')
+		out.Write(line)
+	}
+	out.WriteString("\n]}\n")
+	return out.Bytes(), nil
+}
+
+// ParseManifest reads what Encode writes and nothing else.
+func ParseManifest(data []byte) (Manifest, error) {
+	if len(data) > maxManifest {
+		return Manifest{}, fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrManifest, len(data), maxManifest)
+	}
+	var w manifestWhole
+	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
+		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
+	}
+	if w.Format != ExportFormat || w.EventVersion != event.Version {
+		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
+	}
+	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Files: w.Files}
+	again, err := m.Encode()
+	if err != nil {
+		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
+	}
+	if !bytes.Equal(again, data) {
+		return Manifest{}, fmt.Errorf("%w: not in its canonical spelling", ErrManifest)
+	}
+	return m, nil
+}
+
+// listing collects the files of an export while they are written or read. Its order is that of the manifest.
+type listing struct {
+	checkpoint File
+	tiles      [][]File // by level
+	entries    []File
+	events     []File
+}
+
+func newListing(size int64) *listing {
+	return &listing{tiles: make([][]File, tiles.Levels(size))}
+}
+
+// files returns all files in the order of the manifest.
+func (l *listing) files() []File {
+	all := []File{l.checkpoint}
+	for _, level := range l.tiles {
+		all = append(all, level...)
+	}
+	all = append(all, l.entries...)
+	return append(all, l.events...)
+}
+
+// listed is the entry of a file with this content.
+func listed(path string, content []byte) File {
+	return File{Path: path, Size: int64(len(content)), SHA256: sha256.Sum256(content)}
+}

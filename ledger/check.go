@@ -1,0 +1,238 @@
+package ledger
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+
+	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/session"
+)
+
+// maxDifferences bounds a report; the count goes on.
+const maxDifferences = 1000
+
+// Difference is one place where the store is not what its events say.
+type Difference struct {
+	Where string `json:"where"` // such as `event 17`, `session "0190…"`, `blob "secret/…"`
+	What  string `json:"what"`
+}
+
+// Report is what Check found.
+type Report struct {
+	Events      int64        `json:"events"`
+	Rows        int64        `json:"rows"`
+	Blobs       int64        `json:"blobs"`
+	Differences []Difference `json:"differences"` // at most 1000 of them
+	Faults      int64        `json:"faults"`      // all of them
+}
+
+// OK reports whether there is no difference.
+func (r Report) OK() bool { return r.Faults == 0 }
+
+func (r *Report) add(what string, format string, args ...any) {
+	r.Faults++
+	if len(r.Differences) < maxDifferences {
+		r.Differences = append(r.Differences, Difference{fmt.Sprintf(format, args...), what})
+	}
+}
+
+// Check replays all events of a snapshot and compares what they make with what the store holds: every event
+// has its index without a gap, opens, is what its leaf commits to, and fits the state before it; no id
+// occurs twice; every projection row is the one that the events make, and there is no other; every blob that
+// an event names is there with its digest. It errs only when the snapshot can't be read.
+//
+// Request rows and counters are no projections and are not looked at. Memory: the rows, except that of a
+// session that has ended only a digest is kept.
+func Check(ctx context.Context, snap Snapshot, keys *keyring.Ring) (Report, error) {
+	c := checker{snap: snap, opener: newOpener(keys, snap), rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}}
+	c.report.Differences = []Difference{}
+	if err := c.events(ctx); err != nil {
+		return Report{}, fmt.Errorf("check ledger: %w", err)
+	}
+	for _, kind := range Kinds() {
+		if err := c.compare(ctx, kind); err != nil {
+			return Report{}, fmt.Errorf("check ledger: %w", err)
+		}
+	}
+	c.missing()
+	return c.report, nil
+}
+
+// endedRow is what is left to compare of a session that no event can change any more.
+type endedRow struct {
+	sum [sha256.Size]byte
+	seq int64
+}
+
+type checker struct {
+	snap   Snapshot
+	opener *opener
+	report Report
+
+	rows  map[RowKey]Row
+	ended map[event.ID]endedRow
+	ids   map[event.ID]struct{}
+}
+
+func (c *checker) events(ctx context.Context) error {
+	size, err := c.snap.Size(ctx)
+	if err != nil {
+		return err
+	}
+	for next := int64(0); next < size; {
+		page, err := c.snap.Events(ctx, next, MaxPage)
+		if err != nil {
+			return err
+		}
+		for _, s := range page {
+			for ; next < s.Index && next < size; next++ {
+				c.report.add("it is missing", "event %d", next)
+			}
+			if err := c.event(ctx, s); err != nil {
+				return err
+			}
+			next = s.Index + 1
+			c.report.Events++
+		}
+		if len(page) == 0 {
+			c.report.add(fmt.Sprintf("they are missing, the store says it has %d", size), "events from %d", next)
+			break
+		}
+	}
+	return nil
+}
+
+func (c *checker) event(ctx context.Context, s Stored) error {
+	e, err := c.opener.open(ctx, s)
+	if errors.Is(err, ErrTampered) {
+		c.report.add(err.Error(), "event %d", s.Index)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if _, twice := c.ids[s.ID]; twice {
+		c.report.add("its id "+s.ID.String()+" was used before", "event %d", s.Index)
+	}
+	c.ids[s.ID] = struct{}{}
+	tx := &checkTx{c: c, puts: map[RowKey]Row{}, sessions: map[RowKey]session.Session{}}
+	if err := Project(tx, s.Index, e.Event); err != nil {
+		c.report.add(err.Error(), "event %d", s.Index)
+		return nil
+	}
+	tx.keep()
+	if key, digest, ok := BlobFor(e.Event.Body); ok {
+		return c.blob(ctx, key, digest)
+	}
+	return nil
+}
+
+func (c *checker) blob(ctx context.Context, key string, digest event.Digest) error {
+	c.report.Blobs++
+	data, err := c.snap.Blob(ctx, key)
+	switch {
+	case errors.Is(err, ErrNotFound):
+		c.report.add("it is missing", "blob %q", key)
+	case err != nil:
+		return err
+	case sha256.Sum256(data) != digest:
+		c.report.add("it does not have the digest that its event names", "blob %q", key)
+	}
+	return nil
+}
+
+// compare takes each row of a kind off what the events made.
+func (c *checker) compare(ctx context.Context, kind Kind) error {
+	for after := ""; ; {
+		rows, err := c.snap.Rows(ctx, kind, after, MaxPage)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			c.report.Rows++
+			c.row(r)
+		}
+		if len(rows) == 0 {
+			return nil
+		}
+		after = rows[len(rows)-1].Key
+	}
+}
+
+func (c *checker) row(r Row) {
+	want, ok := c.rows[r.RowKey]
+	same := ok && bytes.Equal(want.Value, r.Value)
+	delete(c.rows, r.RowKey)
+	if id, err := event.ParseID(r.Key); r.Kind == KindSession && err == nil && !ok {
+		var e endedRow
+		e, ok = c.ended[id]
+		want.Seq, same = e.seq, ok && e.sum == sha256.Sum256(r.Value)
+		delete(c.ended, id)
+	}
+	switch {
+	case !ok:
+		c.report.add("no event made it", "%s %q", r.Kind, r.Key)
+	case !same:
+		c.report.add("its content is not what the events made", "%s %q", r.Kind, r.Key)
+	case r.Fault != "":
+		c.report.add(r.Fault, "%s %q", r.Kind, r.Key)
+	case want.Seq != r.Seq:
+		c.report.add(fmt.Sprintf("it says that event %d wrote it last, which was event %d", r.Seq-1, want.Seq-1), "%s %q", r.Kind, r.Key)
+	}
+}
+
+func (c *checker) missing() {
+	for key := range c.rows {
+		c.report.add("it is missing", "%s %q", key.Kind, key.Key)
+	}
+	for id := range c.ended {
+		c.report.add("it is missing", "%s %q", KindSession, id)
+	}
+}
+
+// checkTx is the transaction of one event over the rows that the events before it made.
+type checkTx struct {
+	c        *checker
+	puts     map[RowKey]Row
+	sessions map[RowKey]session.Session
+}
+
+func (t *checkTx) Get(key RowKey) (Row, error) {
+	if r, ok := t.puts[key]; ok {
+		return r, nil
+	}
+	if r, ok := t.c.rows[key]; ok {
+		return r, nil
+	}
+	if id, err := event.ParseID(key.Key); key.Kind == KindSession && err == nil {
+		if _, ok := t.c.ended[id]; ok {
+			return Row{}, fmt.Errorf("%w: session %s has ended", ErrTransition, id)
+		}
+	}
+	return Row{}, ErrNotFound
+}
+
+func (t *checkTx) Put(row Row) error {
+	t.puts[row.RowKey] = row
+	return nil
+}
+
+func (t *checkTx) PutSession(s session.Session, row Row) error {
+	t.sessions[row.RowKey] = s
+	return t.Put(row)
+}
+
+func (t *checkTx) keep() {
+	for key, row := range t.puts {
+		if s, ok := t.sessions[key]; ok && s.State.Ended() {
+			delete(t.c.rows, key)
+			t.c.ended[s.ID] = endedRow{sha256.Sum256(row.Value), row.Seq}
+			continue
+		}
+		t.c.rows[key] = row
+	}
+}

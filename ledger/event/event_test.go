@@ -1,0 +1,203 @@
+package event
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+var at = time.Date(2026, 11, 1, 12, 0, 0, 123456789, time.UTC)
+
+// filled returns a body of the type of b in which every field differs from its zero value, as far as
+// reflection can tell.
+func filled(t testing.TB, b Body) Body {
+	t.Helper()
+	v := reflect.New(reflect.TypeOf(b)).Elem()
+	fill(t, v)
+	return v.Interface().(Body)
+}
+
+func fill(t testing.TB, v reflect.Value) {
+	t.Helper()
+	switch x := v.Addr().Interface().(type) {
+	case *ID:
+		*x = NewID(at)
+		return
+	case *Time:
+		*x = NewTime(at)
+		return
+	case *Digest:
+		*x = Digest{1, 2, 3}
+		return
+	case *json.RawMessage:
+		*x = json.RawMessage(`{"a":[1,"<&>"]}`)
+		return
+	case *[]byte:
+		*x = []byte{0, 255}
+		return
+	}
+	switch v.Kind() {
+	case reflect.String:
+		v.SetString("text <&> \u2028 é")
+	case reflect.Bool:
+		v.SetBool(true)
+	case reflect.Uint32, reflect.Uint64:
+		v.SetUint(7)
+	case reflect.Slice:
+		v.Set(reflect.MakeSlice(v.Type(), 2, 2))
+		fill(t, v.Index(0))
+		fill(t, v.Index(1))
+	case reflect.Pointer:
+		v.Set(reflect.New(v.Type().Elem()))
+		fill(t, v.Elem())
+	case reflect.Struct:
+		for i := range v.NumField() {
+			fill(t, v.Field(i))
+		}
+	default:
+		t.Fatalf("no filler for %s", v.Type())
+	}
+}
+
+func TestEveryTypeRoundTrips(t *testing.T) {
+	for _, zero := range bodies {
+		for _, body := range []Body{zero, filled(t, zero)} {
+			e := New(at, "spiffe://example.org/a", body)
+			enc, err := e.Encode()
+			if err != nil {
+				t.Fatalf("%s: %v", body.EventType(), err)
+			}
+			if raw, ok := body.(DecisionDenied); ok && raw.Decision.Signals == nil {
+				continue // null signals are never written: a decision always has them
+			}
+			got, err := Decode(enc)
+			if err != nil {
+				t.Fatalf("%s: %v\n%s", body.EventType(), err, enc)
+			}
+			again, err := got.Encode()
+			if err != nil || !bytes.Equal(again, enc) {
+				t.Errorf("%s: %v\n%s\n%s", body.EventType(), err, enc, again)
+			}
+			if got.ID != e.ID || got.Time != e.Time || got.Subject != e.Subject {
+				t.Errorf("%s: header %v", body.EventType(), got)
+			}
+		}
+	}
+}
+
+func TestTypesAreDistinctAndRegistered(t *testing.T) {
+	if len(registry) != len(bodies) || len(Types()) != len(bodies) {
+		t.Fatalf("%d bodies, %d in the registry: two share a type", len(bodies), len(registry))
+	}
+}
+
+func TestDecodeRefusesEveryOtherSpelling(t *testing.T) {
+	e := New(at, "spiffe://example.org/a", SessionRevoked{Session: NewID(at), Reason: "why"})
+	enc, err := e.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := string(enc)
+	for name, bad := range map[string]string{
+		"trailing newline": s + "\n", "leading space": " " + s, "inner space": strings.Replace(s, `:`, `: `, 1),
+		"unknown field": strings.Replace(s, `{"v":1`, `{"x":0,"v":1`, 1), "repeated field": strings.Replace(s, `{"v":1`, `{"v":1,"v":1`, 1),
+		"unknown body field": strings.Replace(s, `"reason"`, `"raison"`, 1), "other version": strings.Replace(s, `{"v":1`, `{"v":2`, 1),
+		"unknown type": strings.Replace(s, "session.revoked", "session.rev0ked", 1), "escaped letter": strings.Replace(s, "why", `\u0077hy`, 1),
+		"upper-case id": strings.Replace(s, e.ID.String(), strings.ToUpper(e.ID.String()), 1), "null body": s[:strings.Index(s, `"body":`)] + `"body":null}`,
+		"case of a key": strings.Replace(s, `"reason"`, `"Reason"`, 1), "time zone": strings.Replace(s, "Z\"", "+00:00\"", 1), "cut": s[:len(s)-1], "empty": "",
+	} {
+		if bad == s {
+			t.Fatalf("%s: nothing was changed", name)
+		}
+		if _, err := Decode([]byte(bad)); !errors.Is(err, ErrMalformed) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if _, err := Decode(make([]byte, MaxSize+1)); !errors.Is(err, ErrMalformed) {
+		t.Errorf("oversized: %v", err)
+	}
+}
+
+func TestIDsAreOrderedAndCanonical(t *testing.T) {
+	last := NewID(at)
+	for range 10_000 {
+		next := NewID(at) // the same millisecond, more ids than its counter holds
+		if bytes.Compare(next[:], last[:]) <= 0 {
+			t.Fatalf("%s after %s", next, last)
+		}
+		last = next
+	}
+	back := NewID(at.Add(-time.Hour))
+	if bytes.Compare(back[:], last[:]) <= 0 {
+		t.Error("a clock that went back gave a smaller id")
+	}
+	if got, err := ParseID(last.String()); err != nil || got != last {
+		t.Errorf("%v, %v", got, err)
+	}
+	v4 := []byte(last.String())
+	v4[14] = '4'
+	for _, bad := range []string{"", last.String() + " ", strings.ToUpper(last.String()), string(v4), "{" + last.String() + "}", strings.ReplaceAll(last.String(), "-", "")} {
+		if _, err := ParseID(bad); err == nil {
+			t.Errorf("accepted %q", bad)
+		}
+	}
+}
+
+func TestLeafCommitsToEverything(t *testing.T) {
+	s1, s2 := NewSalt(), NewSalt()
+	base := NewLeaf([]byte("event"), s1, Digest{1}, s2)
+	for name, other := range map[string]Leaf{
+		"event": NewLeaf([]byte("Event"), s1, Digest{1}, s2), "event salt": NewLeaf([]byte("event"), s2, Digest{1}, s2),
+		"reply": NewLeaf([]byte("event"), s1, Digest{2}, s2), "reply salt": NewLeaf([]byte("event"), s1, Digest{1}, s1),
+	} {
+		if other == base {
+			t.Errorf("another %s gives the same leaf", name)
+		}
+	}
+	if CommitEvent(make([]byte, 32), s1) == CommitReply(Digest{}, s1) {
+		t.Error("the two commitments are not told apart")
+	}
+	got, err := ParseLeaf(base.Bytes())
+	if err != nil || got != base || len(base.Bytes()) != LeafSize {
+		t.Errorf("%v, %v", got, err)
+	}
+	for _, bad := range [][]byte{nil, base.Bytes()[1:], append(base.Bytes(), 0), append([]byte{2}, base.Bytes()[1:]...)} {
+		if _, err := ParseLeaf(bad); !errors.Is(err, ErrMalformed) {
+			t.Errorf("accepted % x", bad)
+		}
+	}
+}
+
+func FuzzDecode(f *testing.F) {
+	for _, b := range bodies {
+		enc, err := New(at, "spiffe://example.org/a", filled(f, b)).Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(enc)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		e, err := Decode(data)
+		if err != nil {
+			return
+		}
+		again, err := e.Encode()
+		if err != nil || !bytes.Equal(again, data) {
+			t.Errorf("%v: %q is %q again", err, data, again)
+		}
+	})
+}
+
+func FuzzParseID(f *testing.F) {
+	f.Add(NewID(at).String())
+	f.Add("00000000-0000-7000-8000-000000000000")
+	f.Fuzz(func(t *testing.T, s string) {
+		if id, err := ParseID(s); err == nil && id.String() != s {
+			t.Errorf("%q is %q", s, id)
+		}
+	})
+}

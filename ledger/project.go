@@ -1,0 +1,296 @@
+package ledger
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/session"
+)
+
+// keptVersions bounds a secret's row: older retired versions stay in the events only.
+const keptVersions = 256
+
+// The names of grades as events spell them, the strongest exposure last.
+var exposures = []string{"proxied", "leased", "gated", "open"}
+
+// ProjectionTx is what Project sees of a store's transaction. Get returns ErrNotFound for a row that is not
+// there, and sees what was put before. Other errors are the store's own, and Project returns them as they are.
+type ProjectionTx interface {
+	Get(key RowKey) (Row, error)
+	Put(row Row) error
+	// PutSession puts a KindSession row and says what it is indexed by.
+	PutSession(s session.Session, row Row) error
+}
+
+// Project applies the event with this index to the projections: the only way that they change. It is a pure
+// function of tx, index and ev. An event that does not fit is refused with ErrTransition; what was put
+// before the refusal has to be dropped.
+//
+// The sequence number of a row changes with every write, and with it fall the preconditions of decisions
+// that relied on it. So nothing is written that does not change, and what changes often lies in rows of its
+// own.
+func Project(tx ProjectionTx, index int64, ev event.Event) error {
+	if _, genesis := ev.Body.(event.Genesis); genesis != (index == 0) {
+		return refuse("event %d is %s: the first event of a ledger is its genesis, and no other", index, ev.Body.EventType())
+	}
+	p := projection{tx, index + 1, ev.Time, ev.Subject}
+	switch b := ev.Body.(type) {
+	case event.SecretPut:
+		return p.secretPut(b)
+	case event.SessionIssued:
+		return p.sessionIssued(b, ev)
+	case event.SessionConfirmed:
+		return p.session(b.Session, ev)
+	case event.SessionRevoked:
+		return p.session(b.Session, ev)
+	case event.SessionClosed:
+		return p.session(b.Session, ev)
+	case event.SessionsExpired:
+		return p.sessions(b.Sessions, ev)
+	case event.SessionsUnconfirmed:
+		return p.sessions(b.Sessions, ev)
+	case event.DeviceEnrolled:
+		return p.deviceEnrolled(b)
+	case event.DeviceRevoked:
+		return p.deviceRevoked(b)
+	case event.AttestationAppraised:
+		return p.appraised(b)
+	case event.RevisionActivated:
+		return p.revisionActivated(b)
+	case event.KeyIntroduced:
+		return p.keyIntroduced(b)
+	case event.KeyRetired:
+		return p.keyRetired(b)
+	case event.InstanceBound:
+		return put(p, KindInstance, InstanceKey(b.Principal, b.Instance), Instance{b.Principal, b.Instance, b.Binding, p.time})
+	case event.Genesis, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
+		event.RequestRefused:
+		return nil // they tell, and change nothing
+	}
+	return refuse("no projection knows %T", ev.Body)
+}
+
+func refuse(format string, args ...any) error {
+	return fmt.Errorf("%w: "+format, append([]any{ErrTransition}, args...)...)
+}
+
+// projection is one event being applied.
+type projection struct {
+	tx      ProjectionTx
+	seq     int64
+	time    event.Time
+	subject string
+}
+
+// get reads a row; ok is false when there is none.
+func get[T any](p projection, kind Kind, key string) (v T, ok bool, err error) {
+	row, err := p.tx.Get(RowKey{kind, key})
+	switch {
+	case errors.Is(err, ErrNotFound):
+		return v, false, nil
+	case err != nil:
+		return v, false, err
+	}
+	if err := event.Unmarshal(row.Value, &v); err != nil {
+		return v, false, fmt.Errorf("%w: row %s %q: %w", ErrTampered, kind, key, err)
+	}
+	return v, true, nil
+}
+
+func put[T any](p projection, kind Kind, key string, v T) error {
+	value, err := event.Marshal(v)
+	if err != nil {
+		return refuse("row %s %q: %v", kind, key, err)
+	}
+	return p.tx.Put(Row{RowKey{kind, key}, value, p.seq, ""})
+}
+
+func (p projection) secretPut(b event.SecretPut) error {
+	if b.Name == "" || b.Class == "" || b.RecordID.IsZero() || b.CiphertextDigest.IsZero() {
+		return refuse("secret %q: name, class, record and digest are needed", b.Name)
+	}
+	s, ok, err := get[Secret](p, KindSecret, b.Name)
+	if err != nil {
+		return err
+	}
+	last := uint32(0)
+	if ok {
+		last = s.Versions[len(s.Versions)-1].Version
+	}
+	if b.Version != last+1 {
+		return refuse("secret %s: version %d does not follow version %d", b.Name, b.Version, last)
+	}
+	s.Name, s.Class = b.Name, b.Class
+	s.Versions = slices.Clone(s.Versions)
+	for i := range s.Versions {
+		switch v := &s.Versions[i]; v.Stage {
+		case secret.StageCurrent:
+			v.Stage = secret.StagePrevious
+		case secret.StagePrevious:
+			v.Stage = secret.StageRetired
+		}
+	}
+	s.Versions = append(s.Versions, SecretVersion{
+		Version: b.Version, Stage: secret.StageCurrent, RecordID: b.RecordID, Class: b.Class,
+		Owner: b.Owner, Policy: b.Policy, CiphertextDigest: b.CiphertextDigest, Created: p.time,
+	})
+	if n := len(s.Versions) - keptVersions; n > 0 {
+		s.Versions = s.Versions[n:]
+	}
+	return put(p, KindSecret, b.Name, s)
+}
+
+func (p projection) sessionIssued(b event.SessionIssued, ev event.Event) error {
+	s, err := session.Open(ev)
+	if err != nil {
+		return refuse("%w", err)
+	}
+	if b.Session.IsZero() || !p.time.Time().Before(b.Expires.Time()) {
+		return refuse("session %s: it needs an id, and an end after its start", b.Session)
+	}
+	switch _, err := p.tx.Get(RowKey{KindSession, b.Session.String()}); {
+	case err == nil:
+		return refuse("session %s exists already", b.Session)
+	case !errors.Is(err, ErrNotFound):
+		return err
+	}
+	if err := p.expose(b); err != nil {
+		return err
+	}
+	return p.putSession(s)
+}
+
+// expose records the strongest exposure of the secret, and of the version that was delivered. The first
+// delivery of a kind writes it; the others find it so and leave the row.
+func (p projection) expose(b event.SessionIssued) error {
+	level := slices.Index(exposures, b.Grade)
+	if level < 0 {
+		return refuse("session %s: unknown grade %q", b.Session, b.Grade)
+	}
+	s, ok, err := get[Secret](p, KindSecret, b.Secret)
+	if err != nil {
+		return err
+	}
+	at := slices.IndexFunc(s.Versions, func(v SecretVersion) bool { return v.Version == b.Version })
+	if !ok || at < 0 {
+		return refuse("session %s: there is no version %d of secret %q", b.Session, b.Version, b.Secret)
+	}
+	exposed := s.Versions[at].Exposed || b.Grade == "open"
+	if exposed == s.Versions[at].Exposed && level <= slices.Index(exposures, s.Exposure) {
+		return nil
+	}
+	s.Versions = slices.Clone(s.Versions)
+	s.Versions[at].Exposed = exposed
+	s.Exposure = exposures[max(level, slices.Index(exposures, s.Exposure))]
+	return put(p, KindSecret, b.Secret, s)
+}
+
+func (p projection) putSession(s session.Session) error {
+	value, err := event.Marshal(s)
+	if err != nil {
+		return refuse("session %s: %v", s.ID, err)
+	}
+	return p.tx.PutSession(s, Row{RowKey{KindSession, s.ID.String()}, value, p.seq, ""})
+}
+
+func (p projection) session(id event.ID, ev event.Event) error {
+	s, ok, err := get[session.Session](p, KindSession, id.String())
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return refuse("there is no session %s", id)
+	}
+	if s, err = session.Apply(s, ev); err != nil {
+		return refuse("%w", err)
+	}
+	return p.putSession(s)
+}
+
+func (p projection) sessions(ids []event.ID, ev event.Event) error {
+	if len(ids) == 0 {
+		return refuse("%s names no session", ev.Body.EventType())
+	}
+	for _, id := range ids {
+		if err := p.session(id, ev); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p projection) deviceEnrolled(b event.DeviceEnrolled) error {
+	_, ok, err := get[Device](p, KindDevice, b.Device)
+	if err != nil {
+		return err
+	}
+	if ok || b.Device == "" {
+		return refuse("device %q is enrolled already, or has no id", b.Device)
+	}
+	return put(p, KindDevice, b.Device, Device{ID: b.Device, Record: b.Record, Enrolled: p.time})
+}
+
+func (p projection) deviceRevoked(b event.DeviceRevoked) error {
+	d, ok, err := get[Device](p, KindDevice, b.Device)
+	if err != nil {
+		return err
+	}
+	if !ok || !d.Revoked.IsZero() {
+		return refuse("device %q is not enrolled, or revoked already", b.Device)
+	}
+	d.Revoked, d.Reason = p.time, b.Reason
+	return put(p, KindDevice, b.Device, d)
+}
+
+func (p projection) appraised(b event.AttestationAppraised) error {
+	if b.Principal == "" || b.Instance == "" || b.Device == "" {
+		return refuse("appraisal of instance %q of %q on device %q: all three are needed", b.Instance, b.Principal, b.Device)
+	}
+	if len(b.Counters) > 0 {
+		if err := put(p, KindDeviceCounter, b.Device, DeviceCounter{b.Device, b.Counters, p.time}); err != nil {
+			return err
+		}
+	}
+	return put(p, KindPassport, InstanceKey(b.Principal, b.Instance), Passport{b.Principal, b.Instance, b.Device, b.Result, p.time})
+}
+
+func (p projection) revisionActivated(b event.RevisionActivated) error {
+	active, _, err := get[Revision](p, KindRevision, ActiveRevision)
+	if err != nil {
+		return err
+	}
+	if b.Digest.IsZero() || b.Sequence != active.Sequence+1 || b.Previous != active.Digest {
+		return refuse("revision %d (%s after %q) does not follow the active one, %d (%q)", b.Sequence, b.Digest, b.Previous, active.Sequence, active.Digest)
+	}
+	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject}
+	if err := put(p, KindRevision, b.Digest.String(), r); err != nil {
+		return err
+	}
+	return put(p, KindRevision, ActiveRevision, r)
+}
+
+func (p projection) keyIntroduced(b event.KeyIntroduced) error {
+	_, ok, err := get[Key](p, KindKey, b.KeyID)
+	if err != nil {
+		return err
+	}
+	if ok || b.KeyID == "" {
+		return refuse("key %q was introduced before, or has no id", b.KeyID)
+	}
+	return put(p, KindKey, b.KeyID, Key{ID: b.KeyID, Use: b.Use, Public: b.Public, Introduced: p.time})
+}
+
+func (p projection) keyRetired(b event.KeyRetired) error {
+	k, ok, err := get[Key](p, KindKey, b.KeyID)
+	if err != nil {
+		return err
+	}
+	if !ok || !k.Retired.IsZero() {
+		return refuse("key %q was never introduced, or is retired already", b.KeyID)
+	}
+	k.Retired = p.time
+	return put(p, KindKey, b.KeyID, k)
+}

@@ -1,0 +1,97 @@
+package sqlite
+
+import (
+	"context"
+	"fmt"
+	"sync"
+
+	"github.com/bulla-project/bulla/ledger"
+)
+
+const (
+	// checkpointAfter is the number of pages in the write-ahead log (of 4 KiB) from which they are copied
+	// into the file.
+	checkpointAfter = 2000
+	// lookEvery is after how many batches they are counted.
+	lookEvery = 16
+)
+
+// checkpointer copies the write-ahead log into the database file, beside the commits: the first pass does
+// most of the work while commits go on; a second one, for which they wait, copies what they wrote
+// meanwhile, so that the log can start anew and does not grow without end.
+type checkpointer struct {
+	s    *Store
+	wake chan struct{} // one slot
+	quit chan struct{}
+	done sync.WaitGroup
+
+	batches int // guarded by Store.write
+}
+
+func startCheckpoints(s *Store) *checkpointer {
+	c := &checkpointer{s: s, wake: make(chan struct{}, 1), quit: make(chan struct{})}
+	c.done.Go(c.run)
+	return c
+}
+
+// close waits for a checkpoint that is under way.
+func (c *checkpointer) close() {
+	close(c.quit)
+	c.done.Wait()
+}
+
+// written notes a batch; the caller holds Store.write.
+func (c *checkpointer) written() {
+	if c.batches++; c.batches%lookEvery != 0 {
+		return
+	}
+	var busy, log, moved int
+	// An error shows again where it matters, in the next transaction.
+	if _, err := c.s.w.scan(sqlCount, nil, &busy, &log, &moved); err == nil && log-moved > checkpointAfter {
+		select {
+		case c.wake <- struct{}{}:
+		default:
+		}
+	}
+}
+
+func (c *checkpointer) run() {
+	for {
+		select {
+		case <-c.quit:
+			return
+		case <-c.wake:
+			c.pass()
+		}
+	}
+}
+
+func (c *checkpointer) pass() {
+	c.s.read.RLock()
+	r := c.s.r
+	if r == nil {
+		c.s.read.RUnlock()
+		return
+	}
+	first := r.checkpoint()
+	c.s.read.RUnlock()
+
+	c.s.write.Lock()
+	defer c.s.write.Unlock()
+	if c.s.usable() != nil {
+		return
+	}
+	if first == nil {
+		var busy, log, moved int
+		_, first = c.s.w.scan(sqlCheckpoint, nil, &busy, &log, &moved)
+	}
+	if first != nil && !harmless(first) {
+		// Pages may be missing from the file that the log still has: nothing goes on before Recover.
+		c.s.broken = fmt.Errorf("checkpoint: %w: %w", ledger.ErrBroken, first)
+	}
+}
+
+func (r *reader) checkpoint() error {
+	var busy, log, moved int
+	return r.checkpoints.QueryRowContext(context.Background(), sqlCheckpoint).Scan(&busy, &log, &moved)
+}

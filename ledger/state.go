@@ -1,0 +1,85 @@
+package ledger
+
+import (
+	"encoding/json"
+
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/secret"
+)
+
+// Secret is the projection of a secret's metadata: never a value.
+type Secret struct {
+	Name     string          `json:"name"`
+	Class    string          `json:"class"`
+	Exposure string          `json:"exposure,omitempty"` // strongest grade that a version left at
+	Versions []SecretVersion `json:"versions"`           // the newest last
+}
+
+// SecretVersion is one version's metadata.
+type SecretVersion struct {
+	Version          uint32       `json:"version"`
+	Stage            secret.Stage `json:"stage"`
+	RecordID         event.ID     `json:"record_id"`
+	Class            string       `json:"class"`
+	Owner            string       `json:"owner"`
+	Policy           event.Digest `json:"policy"`
+	CiphertextDigest event.Digest `json:"ciphertext_digest"`
+	Created          event.Time   `json:"created_at"`
+	Exposed          bool         `json:"exposed,omitempty"` // it was delivered at grade open
+}
+
+// Device is the projection of an enrolled device.
+type Device struct {
+	ID       string          `json:"id"`
+	Record   json.RawMessage `json:"record"`
+	Enrolled event.Time      `json:"enrolled_at"`
+	Revoked  event.Time      `json:"revoked_at,omitzero"`
+	Reason   string          `json:"reason,omitempty"`
+}
+
+// DeviceCounter is the projection of a device's newest authentic evidence: the TPM's clock values that the
+// next evidence must not fall behind.
+type DeviceCounter struct {
+	Device   string          `json:"device"`
+	Counters json.RawMessage `json:"counters"`
+	At       event.Time      `json:"at"`
+}
+
+// Passport is the projection of the newest appraisal for an instance of a principal.
+type Passport struct {
+	Principal string          `json:"principal"`
+	Instance  string          `json:"instance"`
+	Device    string          `json:"device"`
+	Result    json.RawMessage `json:"result"`
+	At        event.Time      `json:"at"`
+}
+
+// Revision is the projection of an activated policy bundle.
+type Revision struct {
+	Digest    event.Digest `json:"digest"`
+	Sequence  uint64       `json:"sequence"`
+	Source    string       `json:"source"`
+	Note      string       `json:"note,omitempty"`
+	Activated event.Time   `json:"activated_at"`
+	By        string       `json:"by,omitempty"`
+}
+
+// Key is the projection of an envelope signing key.
+type Key struct {
+	ID         string     `json:"id"`
+	Use        string     `json:"use"`
+	Public     []byte     `json:"public"`
+	Introduced event.Time `json:"introduced_at"`
+	Retired    event.Time `json:"retired_at,omitzero"`
+}
+
+// Instance is the projection of an instance key that an SVID vouched for.
+type Instance struct {
+	Principal string     `json:"principal"`
+	Instance  string     `json:"instance"`
+	Binding   []byte     `json:"binding"`
+	At        event.Time `json:"at"`
+}
+
+// InstanceKey is the key of KindInstance and KindPassport rows; SPIFFE IDs hold no '#'.
+func InstanceKey(principal, instance string) string { return principal + "#" + instance }

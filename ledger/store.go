@@ -1,0 +1,227 @@
+package ledger
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+// The outcomes of a commit that a caller can tell apart. Nothing of a commit that failed is kept.
+var (
+	// ErrPrecondition: a row is not what the caller based its decision on. Decide again, once.
+	ErrPrecondition = errors.New("the ledger moved on since the decision was made")
+	// ErrLimit: a counter has reached its limit.
+	ErrLimit = errors.New("limit reached")
+	// ErrDuplicateRequest: the request key is taken. Read the stored reply with Request.
+	ErrDuplicateRequest = errors.New("request was answered before")
+	// ErrTransition: the event does not fit the state, as in session.Apply.
+	ErrTransition = errors.New("event does not fit the state")
+	// ErrUnavailable: nothing can be said to be durable. Whether the commit took effect is found out
+	// with Request, never by committing again, unless the error is ErrNotApplied as well.
+	ErrUnavailable = errors.New("ledger unavailable")
+	// ErrNotApplied: it is known that nothing of the commit, or of the batch, took effect or ever will.
+	ErrNotApplied = errors.New("nothing was applied")
+	// ErrNotFound: there is no such row, event or reply.
+	ErrNotFound = errors.New("not found")
+	// ErrTampered: what lies in the store is not what the ledger wrote there.
+	ErrTampered = errors.New("the store was altered")
+	// ErrSubjectKey is a store's word that another key of the subject was there first. Callers of Commit
+	// never see it.
+	ErrSubjectKey = errors.New("the subject has another key")
+	// ErrBroken is a store's word that its handle can't be trusted any more (an fsync or other disk error,
+	// a full disk): Recover comes before anything else.
+	ErrBroken = errors.New("the store's handle can't be trusted")
+)
+
+// Kind names a projection.
+type Kind string
+
+// The projections: state that is made from events alone, and can be made again.
+const (
+	// KindSession rows hold session.Session, by session id.
+	KindSession Kind = "session"
+	// KindSecret rows hold Secret, by name.
+	KindSecret Kind = "secret"
+	// KindDevice rows hold Device, by device id.
+	KindDevice Kind = "device"
+	// KindDeviceCounter rows hold DeviceCounter, by device id. They stand apart from KindDevice so that
+	// fresh evidence does not invalidate the preconditions of deliveries that rely on the device.
+	KindDeviceCounter Kind = "device-counter"
+	// KindPassport rows hold Passport (the newest appraisal), by InstanceKey(principal, instance).
+	KindPassport Kind = "passport"
+	// KindRevision rows hold Revision, by digest; the row with key ActiveRevision names the active one.
+	KindRevision Kind = "revision"
+	// KindKey rows hold Key, by key id.
+	KindKey Kind = "key"
+	// KindInstance rows hold Instance, by InstanceKey(principal, instance).
+	KindInstance Kind = "instance"
+)
+
+// Kinds lists the projections.
+func Kinds() []Kind {
+	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindInstance}
+}
+
+// ActiveRevision is the key of the KindRevision row that holds the active revision.
+const ActiveRevision = "active"
+
+// RowKey addresses a projection row.
+type RowKey struct {
+	Kind Kind
+	Key  string
+}
+
+// Row is a projection row. Value is canonical JSON; Seq is the index of the event that wrote it last,
+// plus one, so that 0 stands for a row that never was.
+type Row struct {
+	RowKey
+	Value []byte
+	Seq   int64
+	// Fault is set by Snapshot.Rows when the columns by which the store finds the row disagree with Value.
+	Fault string
+}
+
+// Precondition demands that a row is still at Seq when the commit takes effect; 0 demands its absence.
+type Precondition struct {
+	RowKey
+	Seq int64
+}
+
+// Counter demands that fewer than Max commits counted under Key in the window that starts at Window, and
+// counts this one. Counters are not projections; a window that is over is swept.
+type Counter struct {
+	Key    string
+	Window time.Time
+	Length time.Duration
+	Max    uint32
+}
+
+// Request is an idempotency row: the reply that the same key and the same Owner gets again until Expires,
+// or until Session (if any) has ended.
+type Request struct {
+	Key     string
+	Owner   [32]byte
+	Reply   []byte
+	Expires time.Time
+	Session event.ID
+	Index   int64 // of the event that was committed with it; set by the store
+}
+
+// Blob is ciphertext, or a public archive, that lies beside the ledger: its digest stands in the event
+// that brings it.
+type Blob struct {
+	Key    string
+	Data   []byte
+	Digest event.Digest // SHA-256 of Data
+}
+
+// Commit is one event with all that has to take effect together with it, or not at all.
+type Commit struct {
+	Event    event.Event
+	Reply    event.Digest // the digest that the client gets; zero: none
+	Require  []Precondition
+	Counters []Counter
+	Request  *Request
+	Blob     *Blob
+}
+
+// Result says where an event stands in the log.
+type Result struct {
+	Index     int64 // of the leaf, from 0
+	Leaf      event.Leaf
+	ReplySalt event.Salt
+}
+
+// Record is a commit as the store gets it: the event encrypted, its leaf made, its effects described.
+// Event stays readable for the projection, which runs inside the store's transaction.
+type Record struct {
+	Commit
+	Leaf    event.Leaf
+	Subject string // key of the subject's wrapped body key
+	Body    []byte // sealed event, see package ledger
+	// NewSubject is the wrapped key under which Body is sealed, when the subject may have none in the
+	// store yet. The store keeps the first one; a record with another one gets ErrSubjectKey.
+	NewSubject []byte
+}
+
+// Outcome is what became of one record of a batch: an index and the rows that changed, or an error that
+// wraps one of the sentinels.
+type Outcome struct {
+	Index   int64
+	Changed []Row
+	Err     error
+}
+
+// Stored is an event as it lies in the store.
+type Stored struct {
+	Index   int64
+	ID      event.ID
+	Leaf    event.Leaf
+	Subject string
+	Body    []byte
+}
+
+// Store keeps events and projections durably. Implementations: sqlite, and a volatile and a hostile one
+// for tests.
+//
+// Append applies the records in order inside ONE transaction. For each: the event's id and the request key
+// are free, the preconditions hold, the counters are below their limits, Project applies; then event row,
+// projection rows, blob, subject key and request row are written. A record that is refused leaves nothing
+// and does not disturb the others. When Append returns a nil error, everything it reports as done is
+// durable. An error that wraps ErrNotApplied left nothing of the whole batch; after any other one nothing is
+// known: the batch may or may not have taken effect, until Recover. The index of an event is gapless and
+// given inside the transaction, in an order in which each event follows those that it depends on.
+//
+// Recover drops the handle and opens the store anew. After a nil error no earlier Append can take effect any
+// more, what a Snapshot shows is durable, and a write has been made durable to prove it. It never retries an
+// fsync that failed: it writes anew what has to be durable.
+//
+// Snapshot gives a consistent view for reading; it never blocks Append. Sweep deletes up to max request
+// rows and counters that were over before now. All methods are safe for concurrent use, but Append is
+// called by one goroutine, and Recover not while that one is in Append.
+type Store interface {
+	Append(ctx context.Context, batch []Record) ([]Outcome, error)
+	Snapshot(ctx context.Context) (Snapshot, error)
+	Sweep(ctx context.Context, now time.Time, max int) (int, error)
+	Recover(ctx context.Context) error
+	Close() error
+}
+
+// Snapshot reads one consistent state of a store, by one goroutine at a time. Close releases it.
+type Snapshot interface {
+	// Row returns ErrNotFound for a row that is not there.
+	Row(ctx context.Context, key RowKey) (Row, error)
+	// Rows lists up to max rows of a kind whose key is greater than after, by key.
+	Rows(ctx context.Context, kind Kind, after string, max int) ([]Row, error)
+	// Sessions lists up to q.Max sessions that match, the newest first; what was due first comes first
+	// in a query by time.
+	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
+	// Events lists up to max events from index from, in order.
+	Events(ctx context.Context, from int64, max int) ([]Stored, error)
+	// Find returns the event with this id, or ErrNotFound.
+	Find(ctx context.Context, id event.ID) (Stored, error)
+	Size(ctx context.Context) (int64, error)
+	Request(ctx context.Context, key string) (Request, error)
+	Blob(ctx context.Context, key string) ([]byte, error)
+	SubjectKey(ctx context.Context, subject string) ([]byte, error)
+	Close() error
+}
+
+// SessionQuery selects sessions by index. Empty fields select everything.
+type SessionQuery struct {
+	Principal string
+	Secret    string
+	Device    string
+	States    []string
+	// ExpiresBefore selects sessions that have not ended and whose end is at or before it.
+	ExpiresBefore time.Time
+	// ReceiptBefore selects issued sessions whose receipt was due at or before it, and that live on.
+	ReceiptBefore time.Time
+	Before        string // session id: continue a listing below it; not for queries by time
+	Max           int    // at most MaxPage, which 0 stands for
+}
+
+// MaxPage is the largest number of rows or events that one call returns.
+const MaxPage = 1000

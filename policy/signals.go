@@ -1,0 +1,257 @@
+package policy
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"unicode/utf8"
+)
+
+// MaxSignalsSize is the largest encoding of signals in bytes.
+const MaxSignalsSize = 64 << 10
+
+// SignalsVersion is the version of the encoding that this package writes and reads.
+const SignalsVersion = 1
+
+// ErrSignals says that recorded signals are malformed or not in canonical form.
+var ErrSignals = errors.New("signals refused")
+
+// Action names what is asked for. The names are part of the policy language.
+type Action string
+
+// The actions.
+const (
+	ActionDeliver       Action = "deliver"
+	ActionSecretPut     Action = "secret.put"
+	ActionSecretShow    Action = "secret.show"
+	ActionSecretList    Action = "secret.list"
+	ActionSessionList   Action = "session.list"
+	ActionSessionShow   Action = "session.show"
+	ActionSessionRevoke Action = "session.revoke"
+	ActionDeviceEnroll  Action = "device.enroll"
+	ActionDeviceList    Action = "device.list"
+	ActionDeviceShow    Action = "device.show"
+	ActionDeviceRevoke  Action = "device.revoke"
+	ActionPolicyPush    Action = "policy.push"
+	ActionPolicyList    Action = "policy.list"
+	ActionPolicyShow    Action = "policy.show"
+	ActionPolicyCheck   Action = "policy.check"
+	ActionAuditTail     Action = "audit.tail"
+	ActionAuditExport   Action = "audit.export"
+	ActionAuditRebuild  Action = "audit.rebuild"
+	ActionDoctor        Action = "doctor"
+)
+
+// Actions returns every action, in the order above.
+func Actions() []Action {
+	return []Action{
+		ActionDeliver, ActionSecretPut, ActionSecretShow, ActionSecretList, ActionSessionList, ActionSessionShow,
+		ActionSessionRevoke, ActionDeviceEnroll, ActionDeviceList, ActionDeviceShow, ActionDeviceRevoke,
+		ActionPolicyPush, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
+		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
+	}
+}
+
+// The values of Principal.Level, worst first.
+const (
+	LevelBasic         = "BASIC"
+	LevelEnhanced      = "ENHANCED"
+	LevelHighAssurance = "HIGH_ASSURANCE"
+)
+
+// The values of Principal.Type.
+const (
+	TypeService   = "SERVICE"
+	TypeUser      = "USER"
+	TypeContainer = "CONTAINER"
+	TypeFunction  = "FUNCTION"
+	TypePipeline  = "PIPELINE"
+)
+
+// The values of Resource.Kind; the part of Resource with the same name is then set.
+const (
+	KindSecret   = "secret"
+	KindSession  = "session"
+	KindDevice   = "device"
+	KindRevision = "revision"
+	KindAudit    = "audit"
+	KindSystem   = "system"
+)
+
+// Signals are the raw facts of one request, as they are recorded: nothing in them depends on the policy.
+// Times are microseconds since 1970 in UTC, durations are seconds, numbers are integers. A pointer that is
+// nil says that there is no such thing (not that it is unknown to be bad); risk counts it as the worst.
+type Signals struct {
+	Version     int          `json:"v"`
+	Now         int64        `json:"now"`
+	Action      Action       `json:"action"`
+	Principal   Principal    `json:"principal"`
+	Instance    string       `json:"instance"` // thumbprint of the instance key, "" if the call has none
+	Resource    Resource     `json:"resource"`
+	Attestation *Attestation `json:"attestation"`
+	Network     Network      `json:"network"`
+	Recipient   *Recipient   `json:"recipient"`
+	History     *History     `json:"history"`
+	Request     Request      `json:"request"`
+}
+
+// Principal is the verified caller.
+type Principal struct {
+	ID          string `json:"id"` // SPIFFE ID
+	TrustDomain string `json:"trust_domain"`
+	Path        string `json:"path"`
+	Type        string `json:"type"`
+	Level       string `json:"level"`
+	NotBefore   int64  `json:"svid_not_before"`
+	NotAfter    int64  `json:"svid_not_after"`
+}
+
+// Resource is what the action is about. At most the part that Kind names is set; an action on no single
+// thing (a list) has the kind and no part.
+type Resource struct {
+	Kind     string    `json:"kind"`
+	Secret   *Secret   `json:"secret"`
+	Session  *Session  `json:"session"`
+	Device   *Device   `json:"device"`
+	Revision *NewRules `json:"revision"`
+}
+
+// Secret is a secret by name, in the canonical form of package secret, with what the broker knows of it.
+type Secret struct {
+	Name    string `json:"name"`
+	Exists  bool   `json:"exists"`
+	Class   string `json:"class"`   // "" if it does not exist
+	Version int64  `json:"version"` // 0 if it does not exist
+	// Exposure is the grade of the weakest release of this version so far: open, gated, proxied, leased,
+	// or none.
+	Exposure string `json:"exposure"`
+	// NewClass is the class that a put asks for.
+	NewClass string `json:"new_class"`
+}
+
+// Session is the session that an administrative action is about.
+type Session struct {
+	ID        string `json:"id"`
+	State     string `json:"state"`
+	Principal string `json:"principal"`
+	Secret    string `json:"secret"`
+}
+
+// Device is the device that an administrative action is about.
+type Device struct {
+	ID        string `json:"id"`
+	Kind      string `json:"kind"`
+	Principal string `json:"principal"`
+}
+
+// NewRules is the revision that an administrative action is about.
+type NewRules struct {
+	Digest string `json:"digest"`
+	Name   string `json:"name"`
+}
+
+// Attestation is the valid result of an appraisal of the device on which the caller's instance runs.
+type Attestation struct {
+	Kind      string   `json:"kind"` // tpm2, development
+	DeviceID  string   `json:"device_id"`
+	Tier      string   `json:"tier"` // none, affirming, warning, contraindicated
+	Score     int64    `json:"score"`
+	IssuedAt  int64    `json:"issued_at"`
+	KeysBound bool     `json:"keys_bound"` // this instance's keys are bound to the device
+	Hardware  bool     `json:"recipient_in_hardware"`
+	Reasons   []string `json:"reasons"`
+}
+
+// Network is the connection as the broker sees it.
+type Network struct {
+	Peer        string `json:"peer"` // address and port of the connection, never a claimed one
+	TLSGroup    string `json:"tls_group"`
+	PostQuantum bool   `json:"post_quantum"`
+	Channel     string `json:"channel"` // TLS exporter value
+}
+
+// Recipient is the key to which an envelope would be sealed.
+type Recipient struct {
+	Suite      int64 `json:"suite"` // number of the HPKE suite
+	InHardware bool  `json:"in_hardware"`
+}
+
+// History holds the aggregates of package risk at Now, and counts from the ledger.
+type History struct {
+	RateMilli        int64 `json:"rate_milli"`
+	DenialsMilli     int64 `json:"denials_milli"`
+	UnconfirmedMilli int64 `json:"unconfirmed_milli"`
+	Novel            bool  `json:"novel"` // this principal never had this secret
+	SessionsActive   int64 `json:"sessions_active"`
+}
+
+// Request is what the caller asked for beyond the action and the resource. 0 and "" mean not asked for.
+type Request struct {
+	Grade      string `json:"grade"`
+	MaxUses    int64  `json:"max_uses"`
+	TTLSeconds int64  `json:"ttl_seconds"`
+}
+
+// Encode returns the canonical encoding, which is what the ledger records. Text that is not UTF-8 and an
+// encoding above MaxSignalsSize are refused.
+func (s Signals) Encode() ([]byte, error) {
+	s.Version = SignalsVersion
+	if s.Attestation != nil && s.Attestation.Reasons == nil {
+		a := *s.Attestation
+		a.Reasons = []string{}
+		s.Attestation = &a
+	}
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false)
+	if err := enc.Encode(s); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrSignals, err)
+	}
+	out := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+	if len(out) > MaxSignalsSize {
+		return nil, fmt.Errorf("%w: they have %d bytes, at most %d are allowed", ErrSignals, len(out), MaxSignalsSize)
+	}
+	// The encoder replaces what is not UTF-8, and two different facts must not have one record.
+	if bytes.Contains(out, []byte(`\ufffd`)) || bytes.ContainsRune(out, utf8.RuneError) {
+		return nil, fmt.Errorf("%w: a text in them is not UTF-8", ErrSignals)
+	}
+	return out, nil
+}
+
+// ParseSignals reads recorded signals and refuses every encoding but the canonical one.
+func ParseSignals(text []byte) (Signals, error) {
+	if len(text) > MaxSignalsSize {
+		return Signals{}, fmt.Errorf("%w: they have %d bytes, at most %d are allowed", ErrSignals, len(text), MaxSignalsSize)
+	}
+	s, err := decodeSignals(text)
+	if err != nil {
+		return Signals{}, err
+	}
+	if s.Version != SignalsVersion {
+		return Signals{}, fmt.Errorf("%w: version %d, this program reads version %d", ErrSignals, s.Version, SignalsVersion)
+	}
+	again, err := s.Encode()
+	if err != nil {
+		return Signals{}, err
+	}
+	if !bytes.Equal(again, text) {
+		return Signals{}, fmt.Errorf("%w: they are not in canonical form", ErrSignals)
+	}
+	return s, nil
+}
+
+// decodeSignals decodes strictly but leaves the form and missing fields alone; canaries use it.
+func decodeSignals(text []byte) (Signals, error) {
+	var s Signals
+	dec := json.NewDecoder(bytes.NewReader(text))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		return Signals{}, fmt.Errorf("%w: %w", ErrSignals, err)
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return Signals{}, fmt.Errorf("%w: text after the end", ErrSignals)
+	}
+	return s, nil
+}

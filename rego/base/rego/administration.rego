@@ -1,0 +1,80 @@
+# May an administrative action be done? Roles are data: who has which (data.members), and what each may do
+# (data.roles).
+package bulla.administration
+
+import data.bulla.number
+import rego.v1
+
+default asked := false
+
+asked if {
+	is_string(input.action)
+	input.action != "deliver"
+}
+
+default covered := false
+
+covered if {
+	asked
+	some role in data.members[input.principal.id]
+	input.action in data.roles[role]
+}
+
+default risk_ok := false
+
+risk_ok if number.at_most(input.risk.score, data.limits.administration.max_risk)
+
+default identity_ok := false
+
+identity_ok if input.principal.level in data.limits.administration.levels
+
+# A put may not lower the class of a secret that exists, and must name a class that the policy knows.
+default class_ok := false
+
+class_ok if input.action != "secret.put"
+
+class_ok if {
+	input.action == "secret.put"
+	input.resource.secret.exists == false
+	data.classes[input.resource.secret.new_class]
+}
+
+class_ok if {
+	input.action == "secret.put"
+	input.resource.secret.exists == true
+	number.at_least(
+		data.classes[input.resource.secret.new_class].sensitivity,
+		data.classes[input.resource.secret.class].sensitivity,
+	)
+}
+
+default permit := false
+
+permit if {
+	covered
+	identity_ok
+	class_ok
+	risk_ok
+}
+
+requires["factor"] := {"level": data.limits.administration.step_up} if {
+	covered
+	class_ok
+	risk_ok
+	not identity_ok
+}
+
+reasons contains "the identity is not verified strongly enough" if {
+	covered
+	not identity_ok
+}
+
+reasons contains "the class is unknown, or lower than the one the secret has" if {
+	covered
+	not class_ok
+}
+
+reasons contains "the risk is too high for this action" if {
+	covered
+	not risk_ok
+}

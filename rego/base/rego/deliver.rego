@@ -1,0 +1,144 @@
+# May a secret be delivered?
+package bulla.deliver
+
+import data.bulla.number
+import rego.v1
+
+# A grant covers the secret by its exact name, by a folder above it, or by "*". Each is looked up, so the
+# cost does not grow with the number of grants.
+default covered := false
+
+covered if {
+	input.action == "deliver"
+	read := data.grants[input.principal.id].read
+	some scope in input.resource.secret.scopes
+	read[scope] == true
+}
+
+# The class of the secret. A class without an entry leaves this undefined, and everything below with it.
+class := data.classes[input.resource.secret.class]
+
+default permit := false
+
+permit if {
+	covered
+	input.resource.secret.exists == true
+	class.attestation.required == false
+	input.principal.level in class.levels
+	number.at_most(input.risk.score, class.max_risk)
+}
+
+permit if {
+	covered
+	input.resource.secret.exists == true
+	class.attestation.required == true
+	input.principal.level in class.levels
+	number.at_most(input.risk.score, class.max_risk)
+	fresh
+	trusted
+	placed
+}
+
+# An attestation is fresh if it is recent enough, of a kind that the class takes, and bound to this caller.
+default fresh := false
+
+fresh if {
+	input.attestation.keys_bound == true
+	input.attestation.kind in class.attestation.kinds
+	number.at_most(input.attestation.age_seconds, class.attestation.max_age_seconds)
+}
+
+# The verdict over the device.
+default trusted := false
+
+trusted if {
+	input.attestation.tier in class.attestation.tiers
+	number.at_least(input.attestation.score, class.attestation.min_score)
+}
+
+# Which devices the principal may run on.
+default placed := false
+
+placed if {
+	some device in data.grants[input.principal.id].devices
+	device in {"*", input.attestation.device_id}
+}
+
+# From here on it is about the answer to a caller who is covered and gets no permit.
+
+default exists := false
+
+exists if input.resource.secret.exists == true
+
+default identity_ok := false
+
+identity_ok if input.principal.level in class.levels
+
+default risk_ok := false
+
+risk_ok if number.at_most(input.risk.score, class.max_risk)
+
+# The risk that would be left with a perfect attestation. Asking for one makes sense only below the limit.
+attestation_factors := {"attestation_age", "attestation_trust", "attestation_tier"}
+
+other_risk := sum([points |
+	some name, points in input.risk.points
+	not name in attestation_factors
+])
+
+requires["attestation"] := {
+	"max_age_seconds": class.attestation.max_age_seconds,
+	"min_score": class.attestation.min_score,
+	"kinds": class.attestation.kinds,
+} if {
+	covered
+	exists
+	identity_ok
+	class.attestation.required == true
+	not fresh
+	number.at_most(other_risk, class.max_risk)
+}
+
+# Reasons say what is missing and never how much: limits and weights stay inside.
+reasons contains "there is no such secret" if {
+	covered
+	not exists
+}
+
+reasons contains "the class of the secret is not known to the policy" if {
+	covered
+	exists
+	not class
+}
+
+reasons contains "the identity is not verified strongly enough" if {
+	covered
+	class
+	not identity_ok
+}
+
+reasons contains "a fresh attestation of the device is required" if {
+	covered
+	class.attestation.required == true
+	not fresh
+}
+
+reasons contains "the device is not trusted enough" if {
+	covered
+	class.attestation.required == true
+	fresh
+	not trusted
+}
+
+reasons contains "the principal may not run on this device" if {
+	covered
+	class.attestation.required == true
+	fresh
+	not placed
+}
+
+reasons contains "the risk is too high for this secret" if {
+	covered
+	class
+	not risk_ok
+}
