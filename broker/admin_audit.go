@@ -1,0 +1,246 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/certs"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+)
+
+const (
+	// auditPage is how many events are read at once.
+	auditPage = 256
+	// recheck is how often a stream that waits looks at its caller's certificate again.
+	recheck = time.Second
+)
+
+// auditor is the service that gives out the record.
+type auditor struct {
+	bullav1.UnimplementedAuditServer
+	*Broker
+}
+
+// Tail streams events; with follow it waits for more. The caller's certificate is judged again at each page.
+func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bullav1.AuditEvent]) error {
+	ctx := out.Context()
+	op, err := s.read(ctx, policy.ActionAuditTail, policy.Resource{Kind: policy.KindAudit})
+	if err != nil {
+		return err
+	}
+	next := in.GetFrom()
+	if next < 0 {
+		size, _ := s.ledger.Committed()
+		next = max(0, size+next)
+	}
+	for {
+		_, more := s.ledger.Committed()
+		entries, err := s.ledger.Events(ctx, next, auditPage)
+		if err != nil {
+			return s.answer(ctx, op.caller, err)
+		}
+		for _, e := range entries {
+			if err := out.Send(&bullav1.AuditEvent{Index: e.Index, Event: e.Encoding}); err != nil {
+				return err
+			}
+			next = e.Index + 1
+		}
+		if len(entries) == auditPage {
+			continue
+		}
+		if !in.GetFollow() {
+			return nil
+		}
+		if err := s.waitFor(ctx, op, more); err != nil {
+			return err
+		}
+	}
+}
+
+// waitFor returns when there is more, or an error when the caller may not wait any longer.
+func (s auditor) waitFor(ctx context.Context, op operation, more <-chan struct{}) error {
+	tick := time.NewTicker(recheck)
+	defer tick.Stop()
+	for {
+		select {
+		case <-more:
+			return nil
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+			if _, err := s.peers.Check(op.conn.chain, s.now()); err != nil {
+				return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v; connect again", cause(err))
+			}
+		}
+	}
+}
+
+// Export streams the newest checkpoint and all events that it covers.
+func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer[bullav1.ExportItem]) error {
+	ctx := out.Context()
+	op, err := s.read(ctx, policy.ActionAuditExport, policy.Resource{Kind: policy.KindAudit})
+	if err != nil {
+		return err
+	}
+	head, err := s.tree.Integrate(ctx)
+	if err != nil {
+		return s.answer(ctx, op.caller, err)
+	}
+	err = out.Send(&bullav1.ExportItem{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String()})
+	for next := int64(0); err == nil && next < head.Size; {
+		var entries []ledger.Entry
+		entries, err = s.ledger.Events(ctx, next, auditPage)
+		if err == nil && len(entries) == 0 {
+			err = fmt.Errorf("event %d is missing", next)
+		}
+		if err != nil {
+			return s.answer(ctx, op.caller, err)
+		}
+		item := new(bullav1.ExportItem)
+		for _, e := range entries {
+			next = e.Index + 1
+			item.Records = append(item.Records, recordReply(e))
+		}
+		if _, held := s.peers.Check(op.conn.chain, s.now()); held != nil {
+			return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v", cause(held))
+		}
+		err = out.Send(item)
+	}
+	return err
+}
+
+func recordReply(e ledger.Entry) *bullav1.AuditRecord {
+	r := &bullav1.AuditRecord{Index: e.Index, Encoding: e.Encoding, EventSalt: e.EventSalt[:], ReplySalt: e.ReplySalt[:]}
+	if d := replyDigest(e.Event); !d.IsZero() {
+		r.Reply = d[:]
+	}
+	return r
+}
+
+// replyDigest is the digest that the client of an event got: the envelope's.
+func replyDigest(e event.Event) event.Digest {
+	if issued, ok := e.Body.(event.SessionIssued); ok {
+		return issued.EnvelopeDigest
+	}
+	return event.Digest{}
+}
+
+// CheckRebuild makes the state again from the events of one snapshot, and compares.
+func (s auditor) CheckRebuild(ctx context.Context, _ *bullav1.CheckRebuildRequest) (*bullav1.CheckRebuildReply, error) {
+	op, err := s.read(ctx, policy.ActionAuditRebuild, policy.Resource{Kind: policy.KindAudit})
+	if err != nil {
+		return nil, err
+	}
+	report, err := s.ledger.Check(ctx)
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	out := &bullav1.CheckRebuildReply{Events: report.Events, Rows: report.Rows}
+	for _, d := range report.Differences {
+		out.Differences = append(out.Differences, d.Where+": "+d.What)
+	}
+	return out, nil
+}
+
+// Prove gives inclusion and consistency proofs to every member of an allowed trust domain: they hold hashes,
+// and a workload needs them to find its own deliveries.
+func (s auditor) Prove(ctx context.Context, in *bullav1.ProveRequest) (*bullav1.ProveReply, error) {
+	who, err := s.caller(ctx, s.now())
+	if err != nil {
+		return nil, err
+	}
+	if in.GetIndex() >= s.tree.Size() {
+		if _, err := s.tree.Integrate(ctx); err != nil {
+			return nil, s.answer(ctx, who, err)
+		}
+	}
+	raw := s.tree.Checkpoint()
+	head, err := s.tree.Key().Open(raw)
+	if err != nil {
+		return nil, s.answer(ctx, who, err)
+	}
+	if in.GetIndex() < 0 || in.GetIndex() >= head.Size || in.GetOldSize() < 0 || in.GetOldSize() > head.Size {
+		return nil, wrong("the log has %d entries", head.Size)
+	}
+	inclusion, err := s.tree.ProveInclusion(in.GetIndex(), head.Size)
+	if err != nil {
+		return nil, s.answer(ctx, who, err)
+	}
+	out := &bullav1.ProveReply{Checkpoint: raw, Inclusion: inclusion.Encode()}
+	if in.GetOldSize() > 0 {
+		var consistency proofs.ConsistencyProof
+		if consistency, err = s.tree.ProveConsistency(in.GetOldSize(), head.Size); err != nil {
+			return nil, s.answer(ctx, who, err)
+		}
+		out.Consistency = consistency.Encode()
+	}
+	return out, nil
+}
+
+// Doctor says how the broker is, and what to do about what is not well.
+func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1.DoctorReply, error) {
+	op, err := s.read(ctx, policy.ActionDoctor, policy.Resource{Kind: policy.KindSystem})
+	if err != nil {
+		return nil, err
+	}
+	out := new(bullav1.DoctorReply)
+	for _, c := range s.Health(ctx) {
+		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})
+	}
+	_ = op
+	return out, nil
+}
+
+// Check is one thing that has to be well for the broker to serve.
+type Check struct {
+	Name string
+	Err  error
+	Fine string // what to say when it is well
+	Hint string // what to do when it is not
+}
+
+// Detail says how it is.
+func (c Check) Detail() string {
+	if c.Err != nil {
+		return c.Err.Error()
+	}
+	return c.Fine
+}
+
+// Health judges what the broker needs to serve.
+func (b *Broker) Health(ctx context.Context) []Check {
+	size, _ := b.ledger.Committed()
+	checks := []Check{
+		{Name: "identity", Err: b.source.Health(), Fine: b.id.String(), Hint: "is the SPIRE agent running, and is there an entry for the broker?"},
+		{Name: "ledger", Err: b.ledger.Health(ctx), Fine: fmt.Sprintf("%d events", size), Hint: "is the disk full or read-only? The broker goes on by itself once it can write"},
+		{Name: "log", Err: b.tree.Health(), Fine: fmt.Sprintf("%d entries signed", b.tree.Size()), Hint: "was the data directory restored from a backup? See docs/operations.md"},
+	}
+	active, err := b.current(ctx)
+	fine := ""
+	if err == nil {
+		fine = fmt.Sprintf("revision %d, %s", active.sequence, active.digest)
+		now := b.now()
+		from, until := active.references.Window()
+		if !active.references.ValidAt(now) {
+			err = fmt.Errorf("the reference values of revision %d are valid from %s to %s", active.sequence, from.Format(time.RFC3339), until.Format(time.RFC3339))
+		}
+	}
+	checks = append(checks, Check{Name: "policy", Err: err, Fine: fine, Hint: "push a revision with `bulla policy push`"})
+	svid, err := b.source.GetX509SVID()
+	if err == nil && len(svid.Certificates) > 0 {
+		left := svid.Certificates[0].NotAfter.Sub(b.now()).Truncate(time.Second)
+		checks = append(checks, Check{Name: "svid", Fine: "valid for " + left.String()})
+	} else if err != nil && !errors.Is(err, certs.ErrClosed) {
+		checks = append(checks, Check{Name: "svid", Err: err, Hint: "compare the clocks of this machine and of the SPIRE server"})
+	}
+	return checks
+}

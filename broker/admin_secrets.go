@@ -1,0 +1,190 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"strings"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/secret"
+)
+
+// maxPage is how many rows one listing returns at most.
+const maxPage = 1000
+
+// secrets is the service that manages secrets; it never shows a value.
+type secrets struct {
+	bullav1.UnimplementedSecretsServer
+	*Broker
+}
+
+// PutSecret adds a version.
+func (s secrets) PutSecret(ctx context.Context, in *bullav1.PutSecretRequest) (*bullav1.PutSecretReply, error) {
+	value := secret.NewBytes(in.GetValue())
+	defer value.Zero()
+	name, err := secret.ParseName(in.GetName())
+	if err != nil {
+		return nil, wrong("%v", err)
+	}
+	if value.Len() == 0 || value.Len() > secret.MaxValue {
+		return nil, wrong("the value has %d bytes: 1 to %d are allowed", value.Len(), secret.MaxValue)
+	}
+	if _, err := event.ParseID(in.GetRequestId()); err != nil {
+		return nil, wrong("the request id is not a UUID of version 7")
+	}
+	for attempt := 0; ; attempt++ {
+		reply, err := s.put(ctx, name, in.GetClass(), value, in.GetRequestId())
+		if errors.Is(err, ledger.ErrPrecondition) && attempt == 0 {
+			continue
+		}
+		return reply, err
+	}
+}
+
+func (s secrets) put(ctx context.Context, name secret.Name, class string, value secret.Bytes, requestID string) (*bullav1.PutSecretReply, error) {
+	t, err := s.target(ctx, ask{name: name})
+	if err != nil {
+		return nil, s.unavailable(err)
+	}
+	if class == "" && t.exists {
+		class = t.secret.Class
+	}
+	parsed, err := secret.ParseClass(class)
+	if err != nil {
+		return nil, wrong("%v: name one with --class", err)
+	}
+	facts := secretFacts(t)
+	facts.NewClass = parsed.String()
+	op, err := s.authorise(ctx, policy.ActionSecretPut, policy.Resource{Kind: policy.KindSecret, Secret: facts})
+	if err != nil {
+		return nil, err
+	}
+	commit, reply, err := s.putCommit(op, t, parsed, value)
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	owner := sha256.Sum256([]byte("bulla-put-owner/v1\x00" + op.id.String()))
+	commit.Request = &ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner, Expires: op.now.Add(putMemory)}
+	_, err = s.ledger.Commit(ctx, commit)
+	switch {
+	case errors.Is(err, ledger.ErrPrecondition):
+		return nil, err
+	case err != nil:
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	return reply, nil
+}
+
+// putCommit seals the value and describes the change.
+func (s secrets) putCommit(op operation, t target, class secret.Class, value secret.Bytes) (ledger.Commit, *bullav1.PutSecretReply, error) {
+	version := ledger.SecretVersion{
+		Version: 1, RecordID: event.NewID(op.now), Class: class.String(), Owner: op.id.String(), Policy: op.permit.active.digest,
+	}
+	if n := len(t.secret.Versions); n > 0 {
+		version.Version = t.secret.Versions[n-1].Version + 1
+	}
+	sealed, err := s.ring.Seal(keyring.PurposeSecret, value.Expose(), secretAAD(t.name, version).Bytes())
+	if err != nil {
+		return ledger.Commit{}, nil, err
+	}
+	digest := event.Digest(sha256.Sum256(sealed))
+	return ledger.Commit{
+		Event: event.New(op.now, op.id.String(), event.SecretPut{
+			Name: t.name, Class: class.String(), Version: version.Version, RecordID: version.RecordID, Owner: version.Owner,
+			Policy: version.Policy, CiphertextDigest: digest, By: op.by(),
+		}),
+		Require: []ledger.Precondition{op.permit.active.unchanged(), t.unchanged()},
+		Blob:    &ledger.Blob{Key: ledger.SecretBlob(version.RecordID), Data: sealed, Digest: digest},
+	}, &bullav1.PutSecretReply{Name: t.name, Version: version.Version, Class: class.String()}, nil
+}
+
+// GetSecretMetadata shows one secret's metadata.
+func (s secrets) GetSecretMetadata(ctx context.Context, in *bullav1.GetSecretMetadataRequest) (*bullav1.SecretMetadata, error) {
+	name, err := secret.ParseName(in.GetName())
+	if err != nil {
+		return nil, wrong("%v", err)
+	}
+	t, err := s.target(ctx, ask{name: name})
+	if err != nil {
+		return nil, s.unavailable(err)
+	}
+	if _, err := s.read(ctx, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: secretFacts(t)}); err != nil {
+		return nil, err
+	}
+	if !t.exists {
+		return nil, missing("there is no secret %s", name)
+	}
+	return secretReply(t.secret), nil
+}
+
+// ListSecrets lists metadata of the secrets that the caller may see one by one: what reading denies, a
+// listing does not show.
+func (s secrets) ListSecrets(ctx context.Context, in *bullav1.ListSecretsRequest) (*bullav1.ListSecretsReply, error) {
+	op, err := s.read(ctx, policy.ActionSecretList, policy.Resource{Kind: policy.KindSecret})
+	if err != nil {
+		return nil, err
+	}
+	limit, out := page(in.GetLimit()), new(bullav1.ListSecretsReply)
+	after := in.GetAfter()
+	for {
+		rows, err := s.ledger.Secrets(ctx, after, limit)
+		if err != nil {
+			return nil, s.answer(ctx, op.caller, err)
+		}
+		for _, row := range rows {
+			after = row.Name
+			if !strings.HasPrefix(row.Name, in.GetPrefix()) {
+				continue
+			}
+			seen, err := s.sees(ctx, op, row)
+			if err != nil {
+				return nil, s.answer(ctx, op.caller, err)
+			}
+			if !seen {
+				continue
+			}
+			out.Secrets = append(out.Secrets, secretReply(row))
+			if len(out.Secrets) == limit {
+				out.Next = after
+				return out, nil
+			}
+		}
+		if len(rows) < limit {
+			return out, nil
+		}
+	}
+}
+
+// sees asks policy whether the caller of a listing may see this entry.
+func (s secrets) sees(ctx context.Context, op operation, row ledger.Secret) (bool, error) {
+	facts := &policy.Secret{Name: row.Name, Exists: true, Class: row.Class, Exposure: "none"}
+	if n := len(row.Versions); n > 0 {
+		facts.Version = int64(row.Versions[n-1].Version)
+	}
+	v, err := s.decide(ctx, s.adminSignals(op.now, op.caller, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: facts}))
+	return v.decision.Effect == policy.Permit, err
+}
+
+func secretReply(s ledger.Secret) *bullav1.SecretMetadata {
+	out := &bullav1.SecretMetadata{Name: s.Name, Class: s.Class, Exposure: s.Exposure}
+	for _, v := range s.Versions {
+		out.Versions = append(out.Versions, &bullav1.SecretVersion{
+			Version: v.Version, Stage: string(v.Stage), CreatedAt: timestamppb.New(v.Created.Time()), Owner: v.Owner,
+		})
+	}
+	return out
+}
+
+func page(limit uint32) int {
+	if limit == 0 || limit > maxPage {
+		return maxPage
+	}
+	return int(limit)
+}

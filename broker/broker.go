@@ -1,0 +1,222 @@
+// Package broker is the server: it proves who calls, judges the call, and releases a secret only when the
+// ledger has recorded that it does.
+//
+// The release path is the function release; read it first. Every other call goes the same way: caller (the
+// SVID, at each call), a signed request on the workload side, a decision by the active policy revision, an
+// event. What the packages below do stays with them: cryptography in envelope, certificates in certs,
+// devices in attest, decisions in policy, state in ledger, the log in audit.
+//
+// The package reads no configuration files and opens no stores: package server and the commands wire it.
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+	"golang.org/x/time/rate"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/audit"
+	"github.com/bulla-project/bulla/certs"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+)
+
+const (
+	// maxReason is the longest text that an operator can give with a change, in bytes.
+	maxReason = 1024
+	// putMemory is how long the request id of a put is remembered.
+	putMemory = 24 * time.Hour
+	// maxAttestations is how many verifications run at once; as many more wait.
+	maxAttestations = 4
+)
+
+// Enroller begins the enrolment of a device of one kind: it returns a challenge, and the function that takes
+// the answer to it.
+type Enroller func(request []byte, refs attest.References, caller string, now time.Time) (challenge []byte, finish func(answer []byte) (attest.Device, error), err error)
+
+// Config is what a broker is made of. All but the last group is needed; the caller closes what it passes in.
+type Config struct {
+	Source *certs.Source
+	Ledger *ledger.Ledger
+	Ring   *keyring.Ring
+	Engine *policy.Engine
+	Tree   *audit.Log
+	Signer *envelope.Signer // of envelopes; its key was introduced by an event
+
+	Verifiers  []attest.Verifier
+	Enrollers  map[attest.Kind]Enroller
+	Invariants policy.Invariants // of this site
+	// Types maps path prefixes of SPIFFE IDs to principal types; SERVICE where none fits.
+	Types map[string]string
+	// Calls and Denials are the allowance of each principal; zero means the default.
+	Calls, Denials Rate
+	Now            func() time.Time // nil: time.Now
+	Log            *slog.Logger     // nil: silent
+}
+
+// Rate is an allowance: so many a second, so many at once.
+type Rate struct {
+	PerSecond float64
+	Burst     int
+}
+
+var (
+	defaultCalls   = Rate{PerSecond: 10_000, Burst: 20_000}
+	defaultDenials = Rate{PerSecond: 20, Burst: 200}
+)
+
+// Broker serves the gRPC services. It is safe for concurrent use.
+type Broker struct {
+	bullav1.UnimplementedBrokerServer
+
+	id        spiffeid.ID
+	origin    string
+	now       func() time.Time
+	logger    *slog.Logger
+	source    *certs.Source
+	peers     *certs.PeerVerifier
+	ledger    *ledger.Ledger
+	ring      *keyring.Ring
+	engine    *policy.Engine
+	tree      *audit.Log
+	signer    *envelope.Signer
+	verifiers map[attest.Kind]attest.Verifier
+	enrollers map[attest.Kind]Enroller
+	gate      *attest.Gate
+	site      policy.Invariants
+	types     map[string]string
+	limits    *limits
+	history   *history
+	bindings  *remembered
+	pending   *enrolments
+	metrics   *metrics
+
+	activeMu sync.Mutex // guards active
+	active   *active
+}
+
+// active is the revision that decides, ready to use.
+type active struct {
+	revision   *policy.Revision
+	references attest.References
+	digest     event.Digest
+	sequence   uint64
+	seq        int64 // of the ledger row that says so
+}
+
+// unchanged demands that the revision is still the active one when a commit takes effect.
+func (a *active) unchanged() ledger.Precondition {
+	return ledger.Precondition{RowKey: ledger.RowKey{Kind: ledger.KindRevision, Key: ledger.ActiveRevision}, Seq: a.seq}
+}
+
+// New makes a broker on a ledger that has its genesis and an active revision.
+func New(ctx context.Context, c Config) (*Broker, error) {
+	if c.Source == nil || c.Ledger == nil || c.Ring == nil || c.Engine == nil || c.Tree == nil || c.Signer == nil {
+		return nil, errors.New("new broker: source, ledger, ring, engine, tree and signer are all needed")
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Calls == (Rate{}) {
+		c.Calls = defaultCalls
+	}
+	if c.Denials == (Rate{}) {
+		c.Denials = defaultDenials
+	}
+	b := &Broker{
+		id: c.Source.ID(), origin: c.Tree.Key().Origin(), now: c.Now, logger: c.Log, source: c.Source,
+		peers: certs.NewPeerVerifier(c.Source, maxPrincipals), ledger: c.Ledger, ring: c.Ring, engine: c.Engine, tree: c.Tree,
+		signer: c.Signer, verifiers: map[attest.Kind]attest.Verifier{}, enrollers: c.Enrollers, site: c.Invariants, types: c.Types,
+		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
+		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
+		history: newHistory(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
+	}
+	for _, v := range c.Verifiers {
+		b.verifiers[v.Kind()] = v
+	}
+	if _, err := b.current(ctx); err != nil {
+		return nil, fmt.Errorf("new broker: %w", err)
+	}
+	return b, nil
+}
+
+// current returns the active revision as the ledger has it now; it is loaded again when another one is.
+func (b *Broker) current(ctx context.Context) (*active, error) {
+	row, seq, err := b.ledger.ActiveRevision(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("active revision: %w", err)
+	}
+	b.activeMu.Lock()
+	defer b.activeMu.Unlock()
+	if b.active != nil && b.active.seq == seq {
+		return b.active, nil
+	}
+	archive, err := b.ledger.Blob(ctx, ledger.RevisionBlob(row.Digest), row.Digest)
+	if err != nil {
+		return nil, fmt.Errorf("archive of revision %s: %w", row.Digest, err)
+	}
+	loaded, err := b.load(ctx, archive)
+	if err != nil {
+		return nil, fmt.Errorf("revision %s: %w", row.Digest, err)
+	}
+	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, seq: seq}
+	return b.active, nil
+}
+
+// candidate is a bundle that passed every check.
+type candidate struct {
+	revision   *policy.Revision
+	references attest.References
+}
+
+// load checks a bundle: its own rules by package policy, its reference values by package attest.
+func (b *Broker) load(ctx context.Context, archive []byte) (candidate, error) {
+	revision, err := policy.Load(ctx, archive, b.site)
+	if err != nil {
+		return candidate{}, err
+	}
+	references, err := attest.ParseReferences(revision.References())
+	if err != nil {
+		return candidate{}, err
+	}
+	return candidate{revision, references}, nil
+}
+
+// publicKeys is the JWKS of the keys under which an envelope of today may be signed.
+func (b *Broker) publicKeys(ctx context.Context) ([]byte, error) {
+	set, err := envelope.NewKeySet(b.signer.Key())
+	if err != nil {
+		return nil, err
+	}
+	return set.MarshalJSON()
+}
+
+// unavailable is answer for a failure before the caller is known.
+func (b *Broker) unavailable(err error) error {
+	b.logger.Error("call failed", "error", err)
+	return fromLedger(err)
+}
+
+func ledgerCommit(ev event.Event) ledger.Commit { return ledger.Commit{Event: ev} }
+
+// clip shortens what a peer chose, for a message or a record.
+func clip(s string) string {
+	const most = 200
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}

@@ -1,0 +1,128 @@
+package devserver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/attest/dev"
+	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/attest/tpm/evidence"
+	"github.com/bulla-project/bulla/attest/tpm/swtpm"
+	"github.com/bulla-project/bulla/client"
+)
+
+// deviceOwner is the one identity that has a device.
+const deviceOwner = "workload"
+
+// TPMMode says whether `workload` gets a software TPM or a development device.
+type TPMMode string
+
+// The modes.
+const (
+	TPMAuto TPMMode = "auto" // a TPM if swtpm is installed
+	TPMOn   TPMMode = "on"   // a TPM, or no start
+	TPMOff  TPMMode = "off"  // a development device
+)
+
+// ParseTPMMode reads auto, on or off.
+func ParseTPMMode(s string) (TPMMode, error) {
+	switch m := TPMMode(s); m {
+	case TPMAuto, TPMOn, TPMOff:
+		return m, nil
+	}
+	return "", fmt.Errorf("%w: tpm %q is none of auto, on, off", ErrConfig, s)
+}
+
+// Device is what `workload` attests with: a TPM or a file.
+type Device struct {
+	Kind attest.Kind
+	ID   attest.DeviceID
+	TPM  string // address of the TPM, unix:PATH; "" for a development device
+	File string // path of the development device; "" for a TPM
+	// Missing says why there is no TPM although one was wanted if possible; nil otherwise. Its text names the
+	// packages to install.
+	Missing error
+}
+
+func (d Device) variable() Variable {
+	if d.TPM != "" {
+		return Variable{client.EnvTPM, d.TPM}
+	}
+	return Variable{client.EnvDeviceFile, d.File}
+}
+
+// startDevice starts the software TPM, or makes the development device.
+func (s *Server) startDevice(ctx context.Context) error {
+	missing := swtpm.Available()
+	switch {
+	case s.cfg.TPM == TPMOff:
+		return s.softwareDevice(nil)
+	case missing != nil && s.cfg.TPM == TPMOn:
+		return missing
+	case missing != nil:
+		s.cfg.Log.Warn("no software TPM: workload gets a development device", "reason", missing)
+		return s.softwareDevice(missing)
+	}
+	tpm, err := swtpm.Start(ctx, s.paths.tpm())
+	if err != nil {
+		return err
+	}
+	s.tpm = tpm
+	s.tasks.Go(func() {
+		select {
+		case <-tpm.Done():
+			s.fail(fmt.Errorf("the software TPM (process %d) ended; its log is %s/swtpm.log", tpm.PID(), s.paths.tpm()))
+		case <-s.ended:
+		}
+	})
+	opened, err := device.Open(ctx, tpm.Address())
+	if err != nil {
+		return err
+	}
+	id, err := opened.DeviceID(ctx)
+	if err != nil {
+		return err
+	}
+	s.device = Device{Kind: attest.KindTPM2, ID: id, TPM: tpm.Address()}
+	return nil
+}
+
+// softwareDevice loads the development device, or makes it and has the authority vouch for it.
+func (s *Server) softwareDevice(missing error) error {
+	path := s.paths.device()
+	d, err := dev.Load(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		d, err = dev.Create(path, func(public []byte) ([]byte, error) { return dev.Vouch(s.authority.DeviceKey(), public) })
+	}
+	if err != nil {
+		return err
+	}
+	id, err := d.ID()
+	if err != nil {
+		return err
+	}
+	s.device = Device{Kind: attest.KindDevelopment, ID: id, File: path, Missing: missing}
+	return nil
+}
+
+// enrol enrols the device for its owner through the broker, as operator, unless that was done before.
+func (s *Server) enrol(ctx context.Context) error {
+	c, err := client.New(ctx, s.Client("operator"))
+	if err != nil {
+		return fmt.Errorf("enrol the device of %s: %w", deviceOwner, err)
+	}
+	err = s.enrolBy(ctx, bullav1.NewDevicesClient(c.Conn()))
+	if errors.Is(err, client.ErrDenied) && s.kept().Policy != "" && s.wasEnrolled() {
+		s.cfg.Log.Warn("the active policy does not let operator see to the device of workload: it is left as it is", "error", err)
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("enrol the device of %s: %w", deviceOwner, err)
+	}
+	return errors.Join(err, c.Close())
+}

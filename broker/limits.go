@@ -1,0 +1,109 @@
+package broker
+
+import (
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// maxPrincipals bounds what the limiter and the history remember. Beyond it the entry that was idle
+// longest goes.
+const maxPrincipals = 4096
+
+// refusalWindow is the span that one RefusalsCounted event stands for.
+const refusalWindow = 10 * time.Second
+
+// allowance is what one principal may spend.
+type allowance struct {
+	calls   *rate.Limiter // every call, before it costs a signature check
+	denials *rate.Limiter // refused calls: each is a durable event
+	used    time.Time
+
+	refused uint64 // since from, not yet recorded
+	from    time.Time
+}
+
+// limits holds the allowances of the principals that were seen lately.
+type limits struct {
+	calls, denials rate.Limit
+	callBurst      int
+	denialBurst    int
+
+	mu  sync.Mutex // guards all
+	all map[string]*allowance
+}
+
+func newLimits(calls rate.Limit, callBurst int, denials rate.Limit, denialBurst int) *limits {
+	return &limits{calls: calls, callBurst: callBurst, denials: denials, denialBurst: denialBurst, all: map[string]*allowance{}}
+}
+
+func (l *limits) of(principal string, now time.Time) *allowance {
+	a := l.all[principal]
+	if a == nil {
+		if len(l.all) >= maxPrincipals {
+			l.evict()
+		}
+		a = &allowance{calls: rate.NewLimiter(l.calls, l.callBurst), denials: rate.NewLimiter(l.denials, l.denialBurst)}
+		l.all[principal] = a
+	}
+	a.used = now
+	return a
+}
+
+// evict drops the entry that was idle longest and owes no record.
+func (l *limits) evict() {
+	var oldest string
+	for p, a := range l.all {
+		if a.refused == 0 && (oldest == "" || a.used.Before(l.all[oldest].used)) {
+			oldest = p
+		}
+	}
+	if oldest != "" {
+		delete(l.all, oldest)
+	}
+}
+
+// admit reports whether principal may call now. A principal that used up its denials is refused as well,
+// so that a flood of refused calls costs a map look-up each and no evaluation.
+func (l *limits) admit(principal string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.of(principal, now)
+	if a.denials.TokensAt(now) >= 1 && a.calls.AllowN(now, 1) {
+		return true
+	}
+	if a.refused == 0 {
+		a.from = now
+	}
+	a.refused++
+	return false
+}
+
+// denied takes one denial from principal's allowance.
+func (l *limits) denied(principal string, now time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.of(principal, now).denials.AllowN(now, 1)
+}
+
+// tally is what has to be recorded for one principal.
+type tally struct {
+	principal string
+	count     uint64
+	from      time.Time
+}
+
+// due returns and resets the tallies whose window is over; all of them when flush is set.
+func (l *limits) due(now time.Time, flush bool) []tally {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var out []tally
+	for p, a := range l.all {
+		if a.refused > 0 && (flush || now.Sub(a.from) >= refusalWindow) {
+			out = append(out, tally{p, a.refused, a.from})
+			a.refused = 0
+		}
+	}
+	return out
+}

@@ -1,0 +1,33 @@
+package broker
+
+import (
+	"net/http"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+)
+
+// metrics counts outcomes. No label ever holds a name, a principal or anything else that a peer chooses.
+type metrics struct {
+	registry                                 *prometheus.Registry
+	deliveries, denials, refusals, sweptDone prometheus.Counter
+}
+
+func newMetrics() *metrics {
+	m := &metrics{registry: prometheus.NewRegistry()}
+	counter := func(name, help string) prometheus.Counter {
+		c := prometheus.NewCounter(prometheus.CounterOpts{Namespace: "bulla", Name: name, Help: help})
+		m.registry.MustRegister(c)
+		return c
+	}
+	m.deliveries = counter("deliveries_total", "Envelopes that left the broker.")
+	m.denials = counter("denials_total", "Calls that the policy did not permit.")
+	m.refusals = counter("refusals_total", "Calls that a limiter refused.")
+	m.sweptDone = counter("sessions_swept_total", "Sessions that the sweeper ended or marked.")
+	return m
+}
+
+// Metrics serves the counters in the Prometheus text format.
+func (b *Broker) Metrics() http.Handler {
+	return promhttp.HandlerFor(b.metrics.registry, promhttp.HandlerOpts{})
+}

@@ -1,0 +1,200 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"time"
+
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+)
+
+// Deliver is the release path, the only way on which a secret leaves. Each step needs what the step before
+// it returned; a step that fails ends the delivery, and what it refused is in the ledger by then.
+func (b *Broker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*bullav1.DeliverReply, error) {
+	now := b.now()
+	who, err := b.request(ctx, now, bullav1.Broker_Deliver_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := b.release(ctx, now, who)
+	if errors.Is(err, ledger.ErrPrecondition) { // what the decision relied on has changed: decide again, once
+		reply, err = b.release(ctx, now, who)
+	}
+	if err != nil {
+		return nil, b.answer(ctx, who.caller, err)
+	}
+	reply.NextNonce = who.conn.next()
+	return reply, nil
+}
+
+// release decides on a proven request and delivers, or refuses.
+func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bullav1.DeliverReply, error) {
+	asked, err := b.ask(ctx, now, who) // strictly parsed
+	if err != nil {
+		return nil, err
+	}
+	if reply, err := b.answered(ctx, now, who, asked); reply != nil || err != nil { // the same request again
+		return reply, err
+	}
+	device, err := b.passport(ctx, now, who) // attestation
+	if err != nil {
+		return nil, err
+	}
+	target, err := b.target(ctx, asked) // the secret, or that there is none
+	if err != nil {
+		return nil, err
+	}
+	signals := b.signals(ctx, now, who, asked, device, target) // context
+	verdict, err := b.decide(ctx, signals)                     // risk and policy
+	if err != nil {
+		return nil, err
+	}
+	permit, denied := verdict.permit()
+	if denied != nil {
+		return nil, b.deny(ctx, now, who, denied, target)
+	}
+	terms, unmet := permit.terms(now, asked, device) // obligations
+	if unmet != "" {
+		return nil, b.unmet(ctx, now, who, permit, unmet)
+	}
+	value, err := b.value(ctx, target)
+	if err != nil {
+		return nil, err
+	}
+	defer value.Zero()
+	sealed, err := b.seal(now, who, asked, device, target, terms, value)
+	if err != nil {
+		return nil, err
+	}
+	return b.issue(ctx, now, who, asked, device, target, terms, sealed) // ledger commit, or nothing
+}
+
+// issue commits the delivery and makes the reply. The ledger refuses it when the revision, the secret, the
+// device or the appraisal is not what the decision saw, or a limit is reached.
+func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked ask, device device, target target, terms terms, sealed envelope.Sealed) (*bullav1.DeliverReply, error) {
+	session, _ := event.ParseID(sealed.Context.Session) // made by seal
+	reply := &bullav1.DeliverReply{
+		Envelope: sealed.Bytes, SessionId: sealed.Context.Session, Risk: riskReply(terms.decision.Risk),
+		Policy:      &bullav1.PolicyRef{Revision: terms.active.sequence, Digest: terms.active.digest.String()},
+		Attestation: device.encoded, ExpiresAt: timestamppb.New(terms.expires), Grade: string(envelope.GradeOpen),
+		Uses: terms.uses, UsesEnforcedBy: sealed.Context.UsesEnforcedBy, ReceiptRequired: !terms.receiptBy.IsZero(),
+	}
+	issued := event.New(now, who.caller.id.String(), event.SessionIssued{
+		Session: session, Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: device.id,
+		Secret: asked.name.String(), Version: target.version.Version, Class: target.secret.Class, Grade: string(envelope.GradeOpen),
+		Suite: asked.suite.String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
+		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
+		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Decision: terms.record(who.id),
+	})
+	reply.EventId = issued.ID.String()
+	stored, err := proto.Marshal(reply)
+	if err != nil {
+		return nil, err
+	}
+	commit := ledger.Commit{
+		Event:    issued,
+		Reply:    event.Digest(sealed.Digest),
+		Require:  append([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged()...),
+		Counters: terms.counters,
+		Request: &ledger.Request{
+			Key: requestKey(who), Owner: requestOwner(who), Reply: stored, Expires: terms.expires, Session: session,
+		},
+	}
+	result, err := b.ledger.Commit(ctx, commit)
+	if errors.Is(err, ledger.ErrDuplicateRequest) { // a retry of this request overtook it
+		return b.answered(ctx, now, who, asked)
+	}
+	if err != nil {
+		return nil, err
+	}
+	b.history.delivered(who.caller.id.String(), asked.name.String())
+	b.metrics.deliveries.Inc()
+	return b.complete(reply, result), nil
+}
+
+// complete adds to a reply what is known only after its commit.
+func (b *Broker) complete(reply *bullav1.DeliverReply, at ledger.Result) *bullav1.DeliverReply {
+	reply.LogIndex, reply.ReplySalt, reply.LeafEventCommitment = at.Index, at.ReplySalt[:], at.Leaf.Event[:]
+	reply.Checkpoint = b.tree.Checkpoint()
+	return reply
+}
+
+// answered returns the reply that this request got before, while its session lives. Another key, another
+// instance or another question under the same id gets nothing.
+func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked ask) (*bullav1.DeliverReply, error) {
+	before, err := b.ledger.Request(ctx, requestKey(who))
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	row, _, err := b.ledger.Session(ctx, before.Session)
+	if err != nil {
+		return nil, err
+	}
+	if before.Owner != requestOwner(who) {
+		return nil, b.rejectRequest(ctx, now, who, checkRequest, asked.name.String(), "this request id was used for another request: choose a new one")
+	}
+	if row.StateAt(now).Ended() {
+		return nil, b.rejectRequest(ctx, now, who, checkSession, row.ID.String(), "the session of this request has ended: ask with a new request id")
+	}
+	reply := new(bullav1.DeliverReply)
+	if err := proto.Unmarshal(before.Reply, reply); err != nil {
+		return nil, err
+	}
+	issued, err := event.ParseID(reply.GetEventId())
+	if err != nil {
+		return nil, err
+	}
+	at, err := b.ledger.Find(ctx, issued)
+	if err != nil {
+		return nil, err
+	}
+	return b.complete(reply, ledger.Result{Index: at.Index, Leaf: at.Leaf, ReplySalt: at.ReplySalt}), nil
+}
+
+// requestKey is the idempotency key: a principal can't take another's request ids.
+func requestKey(who request) string { return "deliver/" + who.caller.id.String() + "/" + who.id }
+
+// requestOwner is whom and what a stored reply is for: this instance, with this very payload.
+func requestOwner(who request) [32]byte {
+	h := sha256.New()
+	h.Write([]byte("bulla-request-owner/v1\x00" + who.instance.thumbprint + "\x00"))
+	h.Write(who.payload)
+	return [32]byte(h.Sum(nil))
+}
+
+// verdict is a decision with the revision that made it.
+type verdict struct {
+	decision policy.Decision
+	signals  policy.Signals
+	active   *active
+}
+
+// permit is a verdict that permits. Only verdict.permit makes one, and terms, hence seal, need one.
+type permit struct{ verdict }
+
+// permit splits a verdict into a permit, or else the denial.
+func (v verdict) permit() (permit, *verdict) {
+	if v.decision.Effect != policy.Permit {
+		return permit{}, &v
+	}
+	return permit{v}, nil
+}
+
+// record is the verdict as the ledger keeps it.
+func (v verdict) record(requestID string) event.Decision {
+	return event.Decision{
+		RequestID: requestID, Action: string(v.signals.Action), Effect: string(v.decision.Effect),
+		Revision: v.active.digest, Sequence: v.active.sequence, Signals: v.decision.Signals, Result: v.decision.Canonical(),
+	}
+}

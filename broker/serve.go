@@ -1,0 +1,139 @@
+package broker
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime/debug"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/status"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/certs"
+)
+
+const (
+	// maxMessage is the largest gRPC message that is read, in bytes: a policy bundle is the largest.
+	maxMessage = 8 << 20
+	// maxStreams is how many calls one connection may have under way.
+	maxStreams = 256
+	// maxHeaders is the largest header list of a call, in bytes.
+	maxHeaders = 16 << 10
+	// maxHandshakes is how many TLS handshakes run at once, and handshakeWait how long one waits for its turn.
+	maxHandshakes = 32
+	handshakeWait = 3 * time.Second
+	// maxAge is how long a connection lives, and ageGrace how long its calls may go on after that.
+	maxAge   = 3 * time.Minute
+	ageGrace = 30 * time.Second
+	// workers are long-lived goroutines for calls: fresh ones grow their stack again for each evaluation.
+	workers = 64
+)
+
+// GRPC returns the server with all services, for one listener.
+func (b *Broker) GRPC() *grpc.Server {
+	creds := &transport{
+		TransportCredentials: credentials.NewTLS(certs.ServerTLS(b.source)),
+		handshakes:           make(chan struct{}, maxHandshakes), wait: handshakeWait,
+	}
+	s := grpc.NewServer(
+		grpc.Creds(creds), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(10*time.Second),
+		grpc.KeepaliveParams(keepalive.ServerParameters{
+			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: ageGrace, MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 10 * time.Second,
+		}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
+		grpc.UnaryInterceptor(b.unary), grpc.StreamInterceptor(b.stream),
+	)
+	bullav1.RegisterBrokerServer(s, b)
+	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
+	bullav1.RegisterSessionsServer(s, sessions{Broker: b})
+	bullav1.RegisterDevicesServer(s, devices{Broker: b})
+	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
+	bullav1.RegisterAuditServer(s, auditor{Broker: b})
+	hs := health.NewServer()
+	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
+	healthpb.RegisterHealthServer(s, hs)
+	return s
+}
+
+// unary is plumbing: a panic becomes INTERNAL, and nothing of it reaches the caller.
+func (b *Broker) unary(ctx context.Context, in any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (out any, err error) {
+	defer b.recovered(info.FullMethod, &err)
+	return next(ctx, in)
+}
+
+func (b *Broker) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
+	defer b.recovered(info.FullMethod, &err)
+	return next(srv, ss)
+}
+
+// recovered logs where a panic came from, but not its value: that could hold anything.
+func (b *Broker) recovered(method string, err *error) {
+	if p := recover(); p != nil {
+		b.logger.Error("panic in a call", "method", method, "panic_type", fmt.Sprintf("%T", p), "stack", string(debug.Stack()))
+		*err = status.Error(codes.Internal, "internal error; it is in the broker's log")
+	}
+}
+
+// HTTP serves /live, /ready and /metrics. It tells nothing that a peer could not know, and takes nothing.
+func (b *Broker) HTTP() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /live", func(w http.ResponseWriter, _ *http.Request) { writeHealth(w, nil) })
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, r *http.Request) { writeHealth(w, b.Health(r.Context())) })
+	mux.Handle("GET /metrics", b.Metrics())
+	return mux
+}
+
+func writeHealth(w http.ResponseWriter, checks []Check) {
+	code, answer := http.StatusOK, map[string]string{"status": "ok"}
+	for _, c := range checks {
+		if c.Err != nil {
+			code, answer["status"] = http.StatusServiceUnavailable, "failed"
+			answer[c.Name] = "failed"
+			continue
+		}
+		answer[c.Name] = "ok"
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(code)
+	_ = json.NewEncoder(w).Encode(answer) // the peer went away: nothing to do about it
+}
+
+// limitListener bounds the connections that are open at once: over all, and from one address.
+type limitListener struct {
+	net.Listener
+	slots *connSlots
+}
+
+// Limit wraps a listener so that at most total connections are open, perAddress of them from one IP address.
+// What comes on top is closed at once, before TLS.
+func Limit(l net.Listener, total, perAddress int) net.Listener {
+	return &limitListener{Listener: l, slots: newConnSlots(total, perAddress)}
+}
+
+// Accept implements net.Listener.
+func (l *limitListener) Accept() (net.Conn, error) {
+	for {
+		c, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
+		if err != nil {
+			host = c.RemoteAddr().String()
+		}
+		if l.slots.take(host) {
+			return &slotConn{Conn: c, free: func() { l.slots.free(host) }}, nil
+		}
+		_ = c.Close()
+	}
+}

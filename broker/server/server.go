@@ -1,0 +1,335 @@
+// Package server makes a running broker of a configuration: it opens keyring, ledger, log, identity and policy
+// in the order in which they need each other, serves, and closes them in the reverse order.
+//
+// Init writes the first events of a ledger, once. Open refuses a data directory that Init has not finished.
+// The package decides nothing and speaks no protocol; that is package broker.
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"google.golang.org/grpc"
+
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/attest/dev"
+	"github.com/bulla-project/bulla/attest/tpm"
+	"github.com/bulla-project/bulla/attest/tpm/evidence"
+	"github.com/bulla-project/bulla/audit"
+	"github.com/bulla-project/bulla/broker"
+	"github.com/bulla-project/bulla/broker/config"
+	"github.com/bulla-project/bulla/certs"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+)
+
+const (
+	// maxConnections and maxPerAddress bound what is open before anybody proved anything.
+	maxConnections = 4096
+	maxPerAddress  = 2048
+	// stopGrace is how long calls may go on after the broker was told to end.
+	stopGrace = 5 * time.Second
+	// integrateEvery is the shortest time between two checkpoints.
+	integrateEvery = 100 * time.Millisecond
+)
+
+// Options are what a configuration file can't say.
+type Options struct {
+	Log *slog.Logger     // nil: silent
+	Now func() time.Time // nil: time.Now
+	// DevelopmentKey admits development devices that this key vouches for. Only `dev` and `demo` set it.
+	DevelopmentKey *ecdsa.PublicKey
+	// Listener, if set, is used instead of Config.Listen.
+	Listener net.Listener
+}
+
+// Server is a running broker.
+type Server struct {
+	Broker *broker.Broker
+
+	log      *slog.Logger
+	stores   *stores
+	source   *certs.Source
+	engine   *policy.Engine
+	tree     *audit.Log
+	listener net.Listener
+	grpc     *grpc.Server
+	http     *http.Server
+	web      net.Listener
+}
+
+// Open makes the broker and its listeners; Serve runs it.
+func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err error) {
+	if opts.Log == nil {
+		opts.Log = slog.New(slog.DiscardHandler)
+	}
+	s := &Server{log: opts.Log}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.stores, err = openStores(ctx, cfg, opts.Log); err != nil {
+		return nil, err
+	}
+	genesis, err := s.stores.genesis(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if s.source, err = openSource(ctx, cfg, opts); err != nil {
+		return nil, err
+	}
+	s.tree, err = audit.Open(ctx, audit.Config{
+		Dir: filepath.Join(cfg.DataDir, logDir), Origin: genesis.Origin, Signer: s.stores.logKey,
+		Source: leaves{s.stores.ledger}, OutsideCheckpoint: cfg.Log.CheckpointCopy,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if _, err = s.tree.Integrate(ctx); err != nil {
+		return nil, err
+	}
+	s.engine = policy.NewEngine(policy.Config{OnRunaway: func(r *policy.Revision) {
+		opts.Log.Error("the active policy revision keeps running into its time limit: everything is denied until another one is pushed", "digest", r.Digest())
+	}})
+	if err = s.assemble(ctx, cfg, opts, genesis); err != nil {
+		return nil, err
+	}
+	return s, s.listen(cfg, opts)
+}
+
+// assemble makes the broker of its parts.
+func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, genesis event.Genesis) error {
+	verifiers, enrollers, err := kinds(opts)
+	if err != nil {
+		return err
+	}
+	s.Broker, err = broker.New(ctx, broker.Config{
+		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
+		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
+		Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
+	})
+	return err
+}
+
+// kinds are the kinds of devices that this server accepts: TPMs always, development devices only where a
+// development server says so.
+func kinds(opts Options) ([]attest.Verifier, map[attest.Kind]broker.Enroller, error) {
+	verifiers := []attest.Verifier{tpm.Verifier{}}
+	enrollers := map[attest.Kind]broker.Enroller{attest.KindTPM2: enrolTPM}
+	if opts.DevelopmentKey == nil {
+		return verifiers, enrollers, nil
+	}
+	v, err := dev.New(dev.Config{Authority: opts.DevelopmentKey, DevelopmentOnly: true})
+	if err != nil {
+		return nil, nil, err
+	}
+	enrollers[attest.KindDevelopment] = func(request []byte, refs attest.References, _ string, now time.Time) ([]byte, func([]byte) (attest.Device, error), error) {
+		if !refs.AcceptsDevelopment() {
+			return nil, nil, errors.New("the reference values of the active policy do not accept development devices")
+		}
+		public, voucher, err := dev.ParseEnrolRequest(request)
+		if err != nil {
+			return nil, nil, err
+		}
+		device, err := v.Enrol(public, voucher, now)
+		return nil, func([]byte) (attest.Device, error) { return device, nil }, err
+	}
+	return append(verifiers, v), enrollers, nil
+}
+
+// enrolTPM is the broker.Enroller of TPMs.
+func enrolTPM(request []byte, refs attest.References, caller string, now time.Time) ([]byte, func([]byte) (attest.Device, error), error) {
+	parsed, err := evidence.ParseRequest(request)
+	if err != nil {
+		return nil, nil, err
+	}
+	challenge, pending, err := tpm.BeginEnrolment(parsed, refs, caller, now, rand.Reader)
+	if err != nil {
+		return nil, nil, err
+	}
+	return challenge.Marshal(), func(answer []byte) (attest.Device, error) { return pending.Finish(caller, answer, now) }, nil
+}
+
+func openSource(ctx context.Context, cfg config.Config, opts Options) (*certs.Source, error) {
+	return certs.Open(ctx, certs.Config{
+		EndpointSocket: cfg.SPIFFE.EndpointSocket, CertFile: cfg.SPIFFE.CertFile, KeyFile: cfg.SPIFFE.KeyFile,
+		BundleFile: cfg.SPIFFE.BundleFile, TrustDomains: cfg.SPIFFE.TrustDomains, ConnectTimeout: 30 * time.Second, Now: opts.Now, Log: opts.Log,
+	})
+}
+
+func (s *Server) listen(cfg config.Config, opts Options) (err error) {
+	s.listener = opts.Listener
+	if s.listener == nil {
+		if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
+			return fmt.Errorf("listen: %w", err)
+		}
+	}
+	s.listener = broker.Limit(s.listener, maxConnections, maxPerAddress)
+	s.grpc = s.Broker.GRPC()
+	if cfg.HTTPListen == "" {
+		return nil
+	}
+	if s.web, err = net.Listen("tcp", cfg.HTTPListen); err != nil {
+		return fmt.Errorf("http_listen: %w", err)
+	}
+	s.http = &http.Server{
+		Handler: s.Broker.HTTP(), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 10 * time.Second,
+		MaxHeaderBytes: 8 << 10, ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
+	}
+	return nil
+}
+
+// Addr is the address of the gRPC listener; HTTPAddr that of /live and /ready, nil if there is none.
+func (s *Server) Addr() net.Addr { return s.listener.Addr() }
+
+// HTTPAddr is the address of /live, /ready and /metrics, nil if there is none.
+func (s *Server) HTTPAddr() net.Addr {
+	if s.web == nil {
+		return nil
+	}
+	return s.web.Addr()
+}
+
+// LogKey is the log's verifier key in note format.
+func (s *Server) LogKey() string { return s.tree.Key().String() }
+
+// Serve runs the broker until ctx ends, then lets the calls that are under way finish for a while, and closes
+// everything. The server can't be used afterwards.
+func (s *Server) Serve(ctx context.Context) error {
+	run, stop := context.WithCancel(context.WithoutCancel(ctx))
+	failed := make(chan error, 3)
+	done := make(chan struct{}, 2)
+	go func() { failed <- s.grpc.Serve(s.listener) }()
+	if s.http != nil {
+		go func() { failed <- s.http.Serve(s.web) }()
+	}
+	go func() { s.Broker.Run(run); done <- struct{}{} }()
+	go func() { s.integrate(run); done <- struct{}{} }()
+	var err error
+	select {
+	case <-ctx.Done():
+	case err = <-failed:
+	}
+	s.stopServing()
+	stop()
+	<-done
+	<-done
+	return errors.Join(err, s.close())
+}
+
+// integrate keeps the tree up to date while ctx lives, and once more at its end.
+func (s *Server) integrate(ctx context.Context) {
+	for ctx.Err() == nil {
+		_, more := s.stores.ledger.Committed()
+		if _, err := s.tree.Integrate(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("the log could not be signed", "error", err)
+		}
+		pause := time.NewTimer(integrateEvery)
+		select {
+		case <-ctx.Done():
+		case <-pause.C:
+		}
+		pause.Stop()
+		select {
+		case <-ctx.Done():
+		case <-more:
+		}
+	}
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
+	defer cancel()
+	if _, err := s.tree.Integrate(last); err != nil {
+		s.log.Error("the log could not be signed", "error", err)
+	}
+}
+
+// stopServing ends the listeners: calls may finish, streams are cut after the grace.
+func (s *Server) stopServing() {
+	cut := time.AfterFunc(stopGrace, s.grpc.Stop)
+	s.grpc.GracefulStop()
+	cut.Stop()
+	if s.http != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_ = s.http.Shutdown(ctx) // what is left of it ends with the process
+	}
+}
+
+// close closes what Open has opened so far, in reverse order.
+func (s *Server) close() error {
+	var errs []error
+	if s.listener != nil {
+		if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if s.web != nil {
+		if err := s.web.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if s.engine != nil {
+		s.engine.Close()
+	}
+	if s.tree != nil {
+		errs = append(errs, s.tree.Close())
+	}
+	if s.source != nil {
+		errs = append(errs, s.source.Close())
+	}
+	if s.stores != nil {
+		errs = append(errs, s.stores.close())
+	}
+	return errors.Join(errs...)
+}
+
+// Healthcheck asks a broker's /ready, for container health checks.
+func Healthcheck(ctx context.Context, address string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/ready", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("the broker at %s is not ready: %s", address, resp.Status)
+	}
+	return nil
+}
+
+// leaves is the ledger as the log's source.
+type leaves struct{ ledger *ledger.Ledger }
+
+// Leaves implements audit.Source.
+func (l leaves) Leaves(ctx context.Context, from int64, most int) ([]audit.Entry, error) {
+	found, err := l.ledger.Leaves(ctx, from, most)
+	if err != nil {
+		return nil, err
+	}
+	out := make([]audit.Entry, len(found))
+	for i, leaf := range found {
+		out[i] = audit.Entry{Index: from + int64(i), Leaf: leaf}
+	}
+	return out, nil
+}
+
+// mkdir makes a directory that only its owner may look into.
+func mkdir(path string) error {
+	if err := os.MkdirAll(path, 0o700); err != nil {
+		return fmt.Errorf("data directory: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,210 @@
+package server
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/broker/config"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/envelope/proof"
+	"github.com/bulla-project/bulla/internal/durable"
+	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/keyring/awskms"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/ledger/sqlite"
+)
+
+// What lies in the data directory.
+const (
+	ringFile    = "keyring"
+	storeFile   = "ledger.db"
+	logDir      = "log"
+	logPubFile  = "log.pub"
+	logKeyFile  = "log.key"      // sealed by the ring
+	signKeyFile = "envelope.key" // sealed by the ring
+)
+
+// Labels of what the ring seals here.
+const (
+	logKeyLabel  = "bulla-log-key/v1"
+	signKeyLabel = "bulla-envelope-key/v1"
+)
+
+// ErrNotInitialised says that a data directory holds no finished ledger.
+var ErrNotInitialised = errors.New("the data directory holds no ledger: run `bulla server init` first")
+
+// stores are what lies at rest: the keys, and the ledger.
+type stores struct {
+	ring   *keyring.Ring
+	ledger *ledger.Ledger
+	logKey *proofs.Signer
+	signer *envelope.Signer
+}
+
+func (s *stores) close() error {
+	if s.ledger == nil {
+		return nil
+	}
+	return s.ledger.Close()
+}
+
+// openRing opens the keyring under the configured key-encryption key.
+func openRing(ctx context.Context, cfg config.Config, create bool) (*keyring.Ring, error) {
+	path := filepath.Join(cfg.DataDir, ringFile)
+	if cfg.Keyring.AWSKMS == nil {
+		return keyring.OpenLocal(ctx, keyring.LocalConfig{Path: path, KEKFile: cfg.Keyring.KEKFile, Create: create})
+	}
+	k := cfg.Keyring.AWSKMS
+	kek, err := awskms.New(ctx, awskms.Config{KeyID: k.KeyID, Region: k.Region, Endpoint: k.Endpoint})
+	if err != nil {
+		return nil, err
+	}
+	return keyring.Open(ctx, keyring.Config{Path: path, KEK: kek, Create: create})
+}
+
+// openStores opens what Init made.
+func openStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stores, error) {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, storeFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", cfg.DataDir, ErrNotInitialised)
+	}
+	ring, err := openRing(ctx, cfg, false)
+	if err != nil {
+		return nil, err
+	}
+	return openWith(ctx, cfg, ring, log)
+}
+
+func openWith(ctx context.Context, cfg config.Config, ring *keyring.Ring, log *slog.Logger) (_ *stores, err error) {
+	s := &stores{ring: ring}
+	store, err := sqlite.Open(ctx, filepath.Join(cfg.DataDir, storeFile))
+	if err != nil {
+		return nil, err
+	}
+	if s.ledger, err = ledger.Open(ctx, ledger.Config{Store: store, Keys: ring, Log: log}); err != nil {
+		return nil, errors.Join(err, store.Close())
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	if s.logKey, err = s.openLogKey(cfg); err != nil {
+		return nil, err
+	}
+	if s.signer, err = s.openSigner(cfg); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
+
+// openLogKey reads the log's signing key, or makes it where there is none and the ledger is empty.
+func (s *stores) openLogKey(cfg config.Config) (*proofs.Signer, error) {
+	path := filepath.Join(cfg.DataDir, logKeyFile)
+	sealed, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.makeLogKey(path, cfg.Log.Origin)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("log key: %w", err)
+	}
+	plain, err := s.ring.Open(keyring.PurposeKey, sealed, []byte(logKeyLabel))
+	if err != nil {
+		return nil, fmt.Errorf("log key %s: %w", path, err)
+	}
+	defer clear(plain)
+	return proofs.NewSigner(string(plain))
+}
+
+func (s *stores) makeLogKey(path, origin string) (*proofs.Signer, error) {
+	if size, _ := s.ledger.Committed(); size > 0 {
+		return nil, fmt.Errorf("log key %s is missing, and the ledger has events: restore the file", path)
+	}
+	skey, _, err := proofs.NewLogKey(origin)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := s.ring.Seal(keyring.PurposeKey, []byte(skey), []byte(logKeyLabel))
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.WriteFile(path, sealed, 0o600); err != nil {
+		return nil, err
+	}
+	return proofs.NewSigner(skey)
+}
+
+// openSigner reads the envelope signing key, or makes it where there is none.
+func (s *stores) openSigner(cfg config.Config) (*envelope.Signer, error) {
+	path := filepath.Join(cfg.DataDir, signKeyFile)
+	sealed, err := os.ReadFile(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return s.makeSigner(path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("envelope signing key: %w", err)
+	}
+	key, err := s.ring.OpenSigner(signKeyLabel, sealed)
+	if err != nil {
+		return nil, fmt.Errorf("envelope signing key %s: %w", path, err)
+	}
+	public, err := proof.InstancePublic(key)
+	if err != nil {
+		return nil, err
+	}
+	return envelope.NewSigner(proof.Thumbprint(public), key)
+}
+
+func (s *stores) makeSigner(path string) (*envelope.Signer, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	sealed, err := s.ring.SealSigner(signKeyLabel, key)
+	if err != nil {
+		return nil, err
+	}
+	if err := durable.WriteFile(path, sealed, 0o600); err != nil {
+		return nil, err
+	}
+	return envelope.NewSigner(proof.Thumbprint(&key.PublicKey), key)
+}
+
+// genesis returns the first event, if the ledger is complete: it has a genesis, this signing key was
+// introduced, and a revision is active.
+func (s *stores) genesis(ctx context.Context) (event.Genesis, error) {
+	first, err := s.ledger.Events(ctx, 0, 1)
+	if err != nil {
+		return event.Genesis{}, err
+	}
+	if len(first) == 0 {
+		return event.Genesis{}, ErrNotInitialised
+	}
+	genesis, ok := first[0].Event.Body.(event.Genesis)
+	if !ok {
+		return event.Genesis{}, fmt.Errorf("the ledger's first event is %s, not a genesis", first[0].Event.Body.EventType())
+	}
+	if key := s.logKey.Key().String(); key != genesis.LogKey {
+		return event.Genesis{}, fmt.Errorf("the log key is %s, but the ledger began with %s: restore %s", key, genesis.LogKey, logKeyFile)
+	}
+	if _, _, err := s.ledger.Key(ctx, s.signer.Key().ID); err != nil {
+		return event.Genesis{}, fmt.Errorf("the envelope signing key was never introduced in the ledger: %w", err)
+	}
+	if _, _, err := s.ledger.ActiveRevision(ctx); err != nil {
+		return event.Genesis{}, fmt.Errorf("no policy revision is active: %w", err)
+	}
+	return genesis, nil
+}
+
+// publicKey is the PKIX form of the envelope signing key.
+func (s *stores) publicKey() ([]byte, error) { return x509.MarshalPKIXPublicKey(s.signer.Key().Public) }

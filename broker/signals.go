@@ -1,0 +1,91 @@
+package broker
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/hex"
+	"strings"
+	"time"
+
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/policy"
+)
+
+// signals gathers the raw facts of a delivery. Nothing here judges them.
+func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked ask, d device, t target) policy.Signals {
+	level := policy.LevelBasic
+	if d.id != "" && d.result.HardwareBound() {
+		level = policy.LevelHighAssurance
+	}
+	return policy.Signals{
+		Now: now.UnixMicro(), Action: policy.ActionDeliver, Principal: b.principal(who.caller, level), Instance: who.instance.thumbprint,
+		Resource: policy.Resource{Kind: policy.KindSecret, Secret: secretFacts(t)}, Attestation: attestationFacts(d),
+		Network:   network(who.caller),
+		Recipient: &policy.Recipient{Suite: int64(asked.suite.Number()), InHardware: hardwareRecipient(d, asked)},
+		History:   b.history.signals(ctx, who.caller.id.String(), d.id, t.name, now),
+		Request:   policy.Request{Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second)},
+	}
+}
+
+// principal is the verified caller as policy sees it.
+func (b *Broker) principal(who caller, level string) policy.Principal {
+	return policy.Principal{
+		ID: who.id.String(), TrustDomain: who.id.TrustDomain().Name(), Path: who.id.Path(), Type: b.principalType(who.id.Path()), Level: level,
+		NotBefore: who.leaf.NotBefore.UnixMicro(), NotAfter: who.leaf.NotAfter.UnixMicro(),
+	}
+}
+
+// principalType is configured by the longest path prefix, whole segments only; SERVICE where none fits.
+func (b *Broker) principalType(path string) string {
+	best, found := -1, policy.TypeService
+	for prefix, kind := range b.types {
+		if len(prefix) > best && (path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/")) {
+			best, found = len(prefix), kind
+		}
+	}
+	return found
+}
+
+func network(who caller) policy.Network {
+	group := who.conn.State.CurveID
+	return policy.Network{
+		Peer: who.addr.String(), TLSGroup: group.String(), PostQuantum: group == tls.X25519MLKEM768 || group == tls.SecP256r1MLKEM768 || group == tls.SecP384r1MLKEM1024,
+		Channel: hex.EncodeToString(who.conn.exporter[:]),
+	}
+}
+
+func secretFacts(t target) *policy.Secret {
+	s := &policy.Secret{Name: t.name, Exists: t.exists, Exposure: "none"}
+	if t.exists {
+		s.Class, s.Version = t.secret.Class, int64(t.version.Version)
+		if t.version.Exposed {
+			s.Exposure = string(envelope.GradeOpen)
+		}
+	}
+	return s
+}
+
+func attestationFacts(d device) *policy.Attestation {
+	if d.id == "" {
+		return nil
+	}
+	r := d.result
+	out := &policy.Attestation{
+		Kind: string(r.Kind), DeviceID: d.id, Tier: string(r.Status), Score: int64(r.TrustScore), IssuedAt: r.IssuedAt.UnixMicro(),
+		KeysBound: r.Keys.Instance != "", Hardware: r.Keys.RecipientInHardware, Reasons: []string{},
+	}
+	for _, reason := range r.Reasons {
+		out.Reasons = append(out.Reasons, reason.Claim+": "+reason.Text)
+	}
+	return out
+}
+
+// hardwareRecipient says whether the envelope would be sealed to the very key that the device certified.
+func hardwareRecipient(d device, asked ask) bool {
+	if d.id == "" || !d.result.Keys.RecipientInHardware {
+		return false
+	}
+	half, err := envelope.HardwareHalf(asked.suite, asked.recipient)
+	return err == nil && attest.Thumbprint(half.Bytes()) == d.result.Keys.Recipient
+}

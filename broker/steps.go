@@ -1,0 +1,246 @@
+package broker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/secret"
+)
+
+// ask is what a Deliver call asks for.
+type ask struct {
+	name      secret.Name
+	version   secret.Version // 0: the current one
+	suite     envelope.Suite
+	recipient []byte
+	grade     string
+	maxUses   uint32
+	ttl       time.Duration // 0: as policy says
+}
+
+// ask parses the payload strictly.
+func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, error) {
+	bad := func(format string, args ...any) (ask, error) {
+		return ask{}, b.invalid(ctx, now, who, fmt.Sprintf(format, args...))
+	}
+	var in bullav1.DeliverRequest
+	if err := strictProto(who.payload, &in); err != nil {
+		return bad("the payload is not a DeliverRequest")
+	}
+	name, err := secret.ParseName(in.GetName())
+	if err != nil {
+		return bad("%v", err)
+	}
+	suite, err := envelope.ParseSuite(in.GetSuite())
+	if err != nil {
+		return bad("unknown suite %q: use HPKE-9-KE, HPKE-8-KE or HPKE-7-KE", clip(in.GetSuite()))
+	}
+	if err := envelope.CheckRecipientKey(suite, in.GetRecipientKey()); err != nil {
+		return bad("the recipient key does not belong to suite %s", suite)
+	}
+	switch envelope.Grade(in.GetGrade()) {
+	case "", envelope.GradeOpen, envelope.GradeGated, envelope.GradeProxied, envelope.GradeLeased:
+	default:
+		return bad("unknown grade %q: use open, gated, proxied or leased", clip(in.GetGrade()))
+	}
+	return ask{
+		name: name, version: secret.Version(in.GetVersion()), suite: suite, recipient: in.GetRecipientKey(),
+		grade: in.GetGrade(), maxUses: in.GetMaxUses(), ttl: time.Duration(in.GetTtlSeconds()) * time.Second,
+	}, nil
+}
+
+// device is the appraised device of an instance; the zero value stands for none.
+type device struct {
+	id      string
+	result  attest.Result
+	encoded []byte
+	rows    []ledger.Precondition
+}
+
+// unchanged are the rows that the commit of a delivery that relies on the device demands.
+func (d device) unchanged() []ledger.Precondition { return d.rows }
+
+// passport returns the newest appraisal of this very instance, if its device is still enrolled.
+func (b *Broker) passport(ctx context.Context, now time.Time, who request) (device, error) {
+	key := ledger.RowKey{Kind: ledger.KindPassport, Key: ledger.InstanceKey(who.caller.id.String(), who.instance.thumbprint)}
+	pass, seq, err := b.ledger.Passport(ctx, key.Key)
+	if errors.Is(err, ledger.ErrNotFound) {
+		return device{}, nil
+	}
+	if err != nil {
+		return device{}, err
+	}
+	enrolled, deviceSeq, err := b.ledger.Device(ctx, pass.Device)
+	if err != nil {
+		return device{}, err
+	}
+	result, err := attest.DecodeResult(pass.Result)
+	if err != nil {
+		return device{}, err
+	}
+	if !enrolled.Revoked.IsZero() || !result.For(who.caller.id.String(), who.instance.spki) {
+		return device{}, nil
+	}
+	return device{
+		id: pass.Device, result: result, encoded: pass.Result,
+		rows: []ledger.Precondition{{RowKey: key, Seq: seq}, {RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: pass.Device}, Seq: deviceSeq}},
+	}, nil
+}
+
+// target is the secret that is asked for; exists is false where there is none.
+type target struct {
+	name    string
+	exists  bool
+	secret  ledger.Secret
+	version ledger.SecretVersion
+	seq     int64
+}
+
+func (t target) unchanged() ledger.Precondition {
+	return ledger.Precondition{RowKey: ledger.RowKey{Kind: ledger.KindSecret, Key: t.name}, Seq: t.seq}
+}
+
+// target looks the secret up. A secret or a version that does not exist is a target too: policy decides
+// what its caller is told.
+func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
+	s, seq, err := b.ledger.Secret(ctx, asked.name.String())
+	if errors.Is(err, ledger.ErrNotFound) {
+		return target{name: asked.name.String()}, nil
+	}
+	if err != nil {
+		return target{}, err
+	}
+	for _, v := range s.Versions {
+		if asked.version == 0 && v.Stage == secret.StageCurrent || asked.version != 0 && v.Version == uint32(asked.version) {
+			return target{name: s.Name, exists: true, secret: s, version: v, seq: seq}, nil
+		}
+	}
+	return target{name: s.Name, seq: seq}, nil
+}
+
+// decide asks the active revision.
+func (b *Broker) decide(ctx context.Context, s policy.Signals) (verdict, error) {
+	active, err := b.current(ctx)
+	if err != nil {
+		return verdict{}, err
+	}
+	d := b.engine.Decide(ctx, active.revision, s)
+	if d.Fault != "" {
+		b.logger.Warn("policy gave no usable answer", "action", s.Action, "revision", active.digest.String(), "fault", d.Fault)
+	}
+	return verdict{decision: d, signals: s, active: active}, nil
+}
+
+// deny records a DENY or STEP_UP and says as much as the caller may know.
+func (b *Broker) deny(ctx context.Context, now time.Time, who request, v *verdict, t target) error {
+	b.history.denied(who.caller.id.String(), now)
+	answer, err := b.denial(ctx, now, who.caller, who.id, v, "")
+	if err != nil {
+		return err
+	}
+	if !t.exists && v.decision.Covered {
+		answer.code, answer.text, answer.decision = codes.NotFound, "there is no secret "+t.name+", or not this version of it", ""
+		answer.reasons, answer.requires = nil, nil
+	}
+	return answer
+}
+
+// unmet refuses a permit whose obligations this broker can't keep: a limit that is not kept is no limit.
+func (b *Broker) unmet(ctx context.Context, now time.Time, who request, p permit, unmet string) error {
+	answer, err := b.denial(ctx, now, who.caller, who.id, &p.verdict, unmet)
+	if err != nil {
+		return err
+	}
+	answer.check, answer.decision, answer.requires = checkGrade, string(policy.Deny), nil
+	if p.decision.Covered {
+		answer.reasons = []string{unmet}
+	}
+	return answer
+}
+
+// denial records a verdict that releases nothing and makes the caller's answer of it.
+func (b *Broker) denial(ctx context.Context, now time.Time, who caller, requestID string, v *verdict, unmet string) (*refusal, error) {
+	b.limits.denied(who.id.String(), now)
+	b.metrics.denials.Inc()
+	ev := event.New(now, who.id.String(), event.DecisionDenied{Principal: who.id.String(), Unmet: unmet, Decision: v.record(requestID)})
+	if err := b.record(ctx, ev); err != nil {
+		return nil, err
+	}
+	answer := refuse(codes.PermissionDenied, checkPolicy, constantDenial)
+	answer.support, answer.nonce, answer.decision = ev.ID.String(), who.conn.next(), string(policy.Deny)
+	if v.decision.Covered {
+		answer.decision, answer.reasons = string(v.decision.Effect), v.decision.Reasons
+		answer.requires = encodeRequires(v.decision.Requires)
+	}
+	return answer, nil
+}
+
+// value opens the secret version from rest. What the row says is bound into the ciphertext, so an edited
+// row does not open.
+func (b *Broker) value(ctx context.Context, t target) (secret.Bytes, error) {
+	sealed, err := b.ledger.Blob(ctx, ledger.SecretBlob(t.version.RecordID), t.version.CiphertextDigest)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("read secret %s version %d: %w", t.name, t.version.Version, err)
+	}
+	plain, err := b.ring.Open(keyring.PurposeSecret, sealed, secretAAD(t.name, t.version).Bytes())
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("open secret %s version %d from rest (its row was changed, or the keyring is another one): %w", t.name, t.version.Version, err)
+	}
+	return secret.NewBytes(plain), nil
+}
+
+func secretAAD(name string, v ledger.SecretVersion) keyring.SecretAAD {
+	return keyring.SecretAAD{
+		RecordID: v.RecordID.String(), Name: name, Version: uint64(v.Version), Class: v.Class, PolicyDigest: v.Policy, Owner: v.Owner,
+	}
+}
+
+// seal makes the envelope. It takes terms, which only a permit gives.
+func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target, terms terms, value secret.Bytes) (envelope.Sealed, error) {
+	model, err := parseDigest(terms.decision.ModelDigest)
+	if err != nil {
+		return envelope.Sealed{}, err
+	}
+	var attestation envelope.Digest
+	if len(d.encoded) > 0 {
+		attestation = envelope.DigestOf(d.encoded)
+	}
+	enforcer := ""
+	if terms.uses > 0 {
+		enforcer = envelope.UsesByClient
+	}
+	return envelope.Seal(envelope.SealInput{
+		Suite: asked.suite, Recipient: asked.recipient, Secret: value,
+		Context: envelope.Context{
+			Session: event.NewID(now).String(), Request: who.id, Issuer: b.id.String(), Subject: who.caller.id.String(),
+			Instance: who.instance.thumbprint, Audience: who.caller.id.String(), Secret: b.ring.NameHash(t.name),
+			SecretVersion: uint64(t.version.Version), IssuedAt: now.Unix(), NotBefore: now.Unix(), Expires: terms.expires.Unix(),
+			Grade: envelope.GradeOpen, Uses: uint64(terms.uses), UsesEnforcedBy: enforcer, Places: []string{},
+			Revision: envelope.Digest(terms.active.digest), RiskScore: terms.decision.Risk.Score, RiskModel: model,
+			Attestation: attestation, Channel: who.conn.exporter, LogOrigin: b.origin,
+		},
+	}, b.signer)
+}
+
+// strictProto unmarshals a message and refuses fields that it does not know.
+func strictProto(data []byte, m proto.Message) error {
+	if err := (proto.UnmarshalOptions{RecursionLimit: 16}).Unmarshal(data, m); err != nil {
+		return err
+	}
+	if len(m.ProtoReflect().GetUnknown()) > 0 {
+		return errors.New("unknown fields")
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package broker
+
+import (
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/risk"
+)
+
+// freshFor is how long a recipient key is remembered where policy demands forward secrecy: longer than any
+// envelope lives.
+const freshFor = 32 * 24 * time.Hour
+
+// terms are the limits under which a permit is delivered.
+type terms struct {
+	permit
+	expires   time.Time
+	receiptBy time.Time // zero: no receipt is demanded
+	uses      uint32    // 0: not counted
+	counters  []ledger.Counter
+}
+
+// terms turns the obligations of a permit into limits. What the broker can't keep at the demanded grade
+// makes the permit void, and unmet says what it was.
+func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string) {
+	o := p.decision.Obligations
+	if unmet := ungraded(o, asked); unmet != "" {
+		return terms{}, unmet
+	}
+	switch {
+	case o.TimeBound == nil:
+		return terms{}, "the policy permits without a time bound, and nothing is released for ever"
+	case o.QuantumResistant != nil && !asked.suite.PostQuantum():
+		return terms{}, "the policy demands a post-quantum suite: ask with HPKE-9-KE or HPKE-8-KE"
+	case o.ForwardSecrecy != nil && d.result.Keys.RecipientInHardware && hardwareRecipient(d, asked):
+		return terms{}, "the policy demands a fresh recipient key, and this one lives in hardware"
+	}
+	t = terms{permit: p, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
+	if o.UsageLimit != nil && (t.uses == 0 || int64(t.uses) > o.UsageLimit.MaxUses) {
+		t.uses = uint32(min(o.UsageLimit.MaxUses, 1<<31))
+	}
+	if o.ReceiptRequired != nil {
+		t.receiptBy = now.Add(time.Duration(o.ReceiptRequired.WithinSeconds) * time.Second)
+	}
+	if r := o.RateLimit; r != nil {
+		length := time.Duration(r.WindowSeconds) * time.Second
+		t.counters = append(t.counters, ledger.Counter{
+			Key: "rate/" + p.signals.Principal.ID + "/" + r.Key, Window: now.Truncate(length), Length: length, Max: uint32(min(r.Max, 1<<31)),
+		})
+	}
+	if o.ForwardSecrecy != nil {
+		t.counters = append(t.counters, ledger.Counter{
+			Key: "recipient/" + digestHex(asked.recipient), Window: time.Unix(0, 0), Length: now.Add(freshFor).Sub(time.Unix(0, 0)), Max: 1,
+		})
+	}
+	return t, ""
+}
+
+// ungraded names the first obligation that asks for a grade, or a measure, that is not there.
+func ungraded(o policy.Obligations, asked ask) string {
+	grades := []struct {
+		name  string
+		set   bool
+		grade policy.Grade
+	}{
+		{"time_bound", o.TimeBound != nil, gradeOf(o.TimeBound, func(v *policy.TimeBound) policy.Grade { return v.Grade })},
+		{"usage_limit", o.UsageLimit != nil, gradeOf(o.UsageLimit, func(v *policy.UsageLimit) policy.Grade { return v.Grade })},
+		{"rate_limit", o.RateLimit != nil, gradeOf(o.RateLimit, func(v *policy.RateLimit) policy.Grade { return v.Grade })},
+		{"forward_secrecy", o.ForwardSecrecy != nil, gradeOf(o.ForwardSecrecy, func(v *policy.ForwardSecrecy) policy.Grade { return v.Grade })},
+		{"quantum_resistant", o.QuantumResistant != nil, gradeOf(o.QuantumResistant, func(v *policy.QuantumResistant) policy.Grade { return v.Grade })},
+		{"receipt_required", o.ReceiptRequired != nil, gradeOf(o.ReceiptRequired, func(v *policy.ReceiptRequired) policy.Grade { return v.Grade })},
+	}
+	for _, g := range grades {
+		if g.set && g.grade != policy.GradeOpen {
+			return fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open", g.name, g.grade)
+		}
+	}
+	switch {
+	case o.GeoRestriction != nil:
+		return "the policy demands geo_restriction, and this broker has no source of places"
+	case o.SplitKnowledge != nil:
+		return "the policy demands split_knowledge, which this broker can't enforce"
+	case asked.grade != "" && asked.grade != string(policy.GradeOpen):
+		return fmt.Sprintf("grade %s was asked for, and this broker delivers at grade open", asked.grade)
+	}
+	return ""
+}
+
+func gradeOf[T any](v *T, grade func(*T) policy.Grade) policy.Grade {
+	if v == nil {
+		return ""
+	}
+	return grade(v)
+}
+
+// expiry is the end of the session: what the caller asked for, never later than policy says, in whole
+// seconds as the envelope has them.
+func expiry(now time.Time, ttlSeconds int64, asked time.Duration) time.Time {
+	ttl := time.Duration(ttlSeconds) * time.Second
+	if asked > 0 && asked < ttl {
+		ttl = asked
+	}
+	return now.Truncate(time.Second).Add(ttl)
+}
+
+func riskReply(a risk.Assessment) *bullav1.Risk {
+	out := &bullav1.Risk{Score: uint32(a.Score)}
+	for _, f := range a.Factors {
+		out.Factors = append(out.Factors, &bullav1.RiskFactor{Name: f.Name, Value: f.Value, Points: int32(f.Points), Reason: f.Reason})
+	}
+	return out
+}
+
+// encodeRequires is the JSON that a covered caller gets; nil where nothing is required.
+func encodeRequires(r policy.Requires) json.RawMessage {
+	if r.Empty() {
+		return nil
+	}
+	out, err := json.Marshal(r)
+	if err != nil {
+		return nil
+	}
+	return out
+}
+
+func parseDigest(s string) (out [32]byte, err error) {
+	raw, err := hex.DecodeString(s)
+	if err != nil || len(raw) != len(out) {
+		return out, fmt.Errorf("digest %q of the risk model is malformed", s)
+	}
+	return [32]byte(raw), nil
+}

@@ -1,0 +1,105 @@
+package client
+
+import (
+	"context"
+	"fmt"
+
+	"google.golang.org/protobuf/proto"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+// kind is what this client can attest with; "" if with nothing.
+func (c *Client) kind() attest.Kind {
+	switch {
+	case c.tpm != nil:
+		return attest.KindTPM2
+	case c.devDevice != nil:
+		return attest.KindDevelopment
+	}
+	return ""
+}
+
+// Attest shows the device's evidence to the broker and returns the attestation result (JSON). Get does it by
+// itself when the policy asks for it. With a TPM, later envelopes are sealed to a key inside it.
+func (c *Client) Attest(ctx context.Context) ([]byte, error) {
+	c.attestMu.Lock()
+	defer c.attestMu.Unlock()
+	kind := c.kind()
+	if kind == "" {
+		return nil, fmt.Errorf("%w: there is no device to attest: set %s to the TPM's address", ErrConfig, EnvTPM)
+	}
+	evidence := devEvidence
+	var recipient *envelope.Recipient
+	if c.tpm != nil {
+		key, err := c.tpm.NewRecipientKey(ctx)
+		if err != nil {
+			return nil, fmt.Errorf("make a recipient key in the TPM: %w", err)
+		}
+		if recipient, err = envelope.NewHardwareRecipient(envelope.SuiteHybridP256(), key); err != nil {
+			return nil, err
+		}
+		evidence = func(ctx context.Context, c *Client, b attest.Binding) (string, []byte, error) {
+			b.RecipientKey = key.PublicKey().Bytes()
+			return c.tpmEvidence(ctx, b, key)
+		}
+	}
+	reply, err := call(ctx, c, bullav1.Broker_Attest_FullMethodName, &sent{id: newRequestID(c)}, func(ch *channel, nonce [32]byte) (proto.Message, error) {
+		id, shown, err := evidence(ctx, c, attest.Binding{Nonce: nonce, Channel: ch.exporter, Principal: c.ID().String(), InstanceKey: c.spki})
+		if err != nil {
+			return nil, err
+		}
+		out := &bullav1.AttestRequest{Kind: string(kind), Device: id, Evidence: shown}
+		if recipient != nil {
+			out.RecipientKey, out.RecipientSuite = recipient.PublicKey(), recipient.Suite().String()
+		}
+		return out, nil
+	}, c.broker.Attest)
+	if err != nil {
+		return nil, err
+	}
+	c.recipient = recipient
+	return reply.GetResult(), nil
+}
+
+// devEvidence is the evidence of the development device.
+func devEvidence(ctx context.Context, c *Client, b attest.Binding) (string, []byte, error) {
+	id, err := c.devDevice.ID()
+	if err != nil {
+		return "", nil, err
+	}
+	shown, err := c.devDevice.Attest(ctx, b)
+	return id.String(), shown, err
+}
+
+func (c *Client) tpmEvidence(ctx context.Context, b attest.Binding, recipient *device.RecipientKey) (string, []byte, error) {
+	id, err := c.tpm.DeviceID(ctx)
+	if err != nil {
+		return "", nil, err
+	}
+	shown, err := c.tpm.Attest(ctx, b, c.tpmKey, recipient)
+	if err != nil {
+		return "", nil, fmt.Errorf("get evidence from the TPM: %w", err)
+	}
+	return id.String(), shown, nil
+}
+
+// recipientKey is the key that the next envelope is sealed to: the attested one in the TPM, or a fresh one.
+func (c *Client) recipientKey() (*envelope.Recipient, error) {
+	c.attestMu.Lock()
+	defer c.attestMu.Unlock()
+	if c.recipient != nil {
+		return c.recipient, nil
+	}
+	r, err := envelope.GenerateRecipient(envelope.SuiteHybridX25519())
+	if err != nil {
+		return nil, fmt.Errorf("make a recipient key: %w", err)
+	}
+	return r, nil
+}
+
+func newRequestID(c *Client) string { return event.NewID(c.cfg.Now()).String() }

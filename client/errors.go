@@ -1,0 +1,139 @@
+package client
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+)
+
+// What a caller can tell apart with errors.Is. A Refusal is one of the first four as well.
+var (
+	// ErrDenied: the policy does not permit it, or wants more than this client can show.
+	ErrDenied = errors.New("denied")
+	// ErrNotFound: there is no such thing, and the caller may know that.
+	ErrNotFound = errors.New("not found")
+	// ErrUnavailable: the broker could not be reached, or can't serve now. Trying again may help.
+	ErrUnavailable = errors.New("unavailable")
+	// ErrInvalid: the broker can't accept the request as it is.
+	ErrInvalid = errors.New("invalid request")
+	// ErrEnded: the session or the secret is over: expired, revoked, used up or closed.
+	ErrEnded = errors.New("session has ended")
+	// ErrVerification: what the broker sent does not verify. Nothing of it was used.
+	ErrVerification = errors.New("verification failed")
+	// ErrConfig: the configuration can't work as it stands.
+	ErrConfig = errors.New("configuration")
+	// ErrReceipt: the envelope was opened, but its receipt could not be handed in.
+	ErrReceipt = errors.New("receipt not acknowledged")
+)
+
+// Refusal is an answer of the broker that is not what was asked for.
+type Refusal struct {
+	Decision  string          // DENY or STEP_UP; "" where no policy was asked
+	Reasons   []string        // for callers whom a grant covers
+	Requires  json.RawMessage // what would satisfy the policy; nil: nothing would
+	SupportID string          // names the event in the ledger
+	Check     string          // the check that failed
+	Text      string
+	Code      codes.Code
+}
+
+// Error names the check that failed, the reasons as far as they may be known, and the support id.
+func (r *Refusal) Error() string {
+	var b strings.Builder
+	b.WriteString(r.Text)
+	if r.Decision == "STEP_UP" {
+		b.WriteString(": the policy wants more than was shown")
+	}
+	if len(r.Reasons) > 0 {
+		fmt.Fprintf(&b, ": %s", strings.Join(r.Reasons, "; "))
+	}
+	if r.SupportID != "" {
+		fmt.Fprintf(&b, " (support id %s)", r.SupportID)
+	}
+	return b.String()
+}
+
+// Is makes a Refusal one of the package's sentinels, by its code.
+func (r *Refusal) Is(target error) bool {
+	switch r.Code {
+	case codes.PermissionDenied:
+		return target == ErrDenied
+	case codes.NotFound:
+		return target == ErrNotFound
+	case codes.FailedPrecondition:
+		return target == ErrEnded
+	case codes.InvalidArgument, codes.AlreadyExists, codes.Unimplemented, codes.OutOfRange:
+		return target == ErrInvalid
+	default:
+		return target == ErrUnavailable
+	}
+}
+
+// requirement is the part of Requires that this client can satisfy by itself.
+type requirement struct {
+	Attestation *struct {
+		Kinds []string `json:"kinds"`
+	} `json:"attestation"`
+	Factor   json.RawMessage `json:"factor"`
+	Approval json.RawMessage `json:"approval"`
+}
+
+// attestable says whether attesting the device, and nothing else, would satisfy the policy.
+func (r *Refusal) attestable(kind string) bool {
+	var want requirement
+	if r.Decision != "STEP_UP" || json.Unmarshal(r.Requires, &want) != nil || want.Attestation == nil || want.Factor != nil || want.Approval != nil {
+		return false
+	}
+	if len(want.Attestation.Kinds) == 0 {
+		return true
+	}
+	for _, k := range want.Attestation.Kinds {
+		if k == kind {
+			return true
+		}
+	}
+	return false
+}
+
+// FromStatus makes a Refusal of a gRPC error, or returns err where it is none. Conn's services give such
+// errors.
+func FromStatus(err error) error {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	r := &Refusal{Text: st.Message(), Code: st.Code()}
+	for _, d := range st.Details() {
+		if detail, ok := d.(*bullav1.Refusal); ok {
+			r.Decision, r.Reasons, r.Requires = detail.GetDecision(), detail.GetReasons(), detail.GetRequires()
+			r.SupportID, r.Check = detail.GetSupportId(), detail.GetCheck()
+			if len(r.Requires) == 0 {
+				r.Requires = nil
+			}
+		}
+	}
+	return r
+}
+
+// nextNonce is the nonce that came with a refusal.
+func nextNonce(err error) []byte {
+	st, ok := status.FromError(err)
+	if !ok {
+		return nil
+	}
+	for _, d := range st.Details() {
+		if detail, ok := d.(*bullav1.Refusal); ok {
+			return detail.GetNextNonce()
+		}
+	}
+	return nil
+}

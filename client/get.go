@@ -1,0 +1,154 @@
+package client
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/secret"
+)
+
+// skew is how far the broker's clock may be ahead of this one.
+const skew = 30 * time.Second
+
+// GetOption changes what Get asks for. The policy's limits hold whatever is asked.
+type GetOption func(*bullav1.DeliverRequest)
+
+// WithVersion asks for a version other than the current one.
+func WithVersion(v secret.Version) GetOption {
+	return func(r *bullav1.DeliverRequest) { r.Version = uint32(v) }
+}
+
+// WithTTL asks for a session that ends sooner than policy would let it.
+func WithTTL(d time.Duration) GetOption {
+	return func(r *bullav1.DeliverRequest) { r.TtlSeconds = uint32(min(max(d/time.Second, 1), 1<<31)) }
+}
+
+// WithUses asks for a session of at most n uses.
+func WithUses(n uint32) GetOption {
+	return func(r *bullav1.DeliverRequest) { r.MaxUses = n }
+}
+
+// Get delivers a secret: it asks for it, attests the device and asks once more if the policy wants that,
+// opens the envelope and hands in the receipt. A receipt that could not be handed in gives the secret
+// together with ErrReceipt, unless the policy demands the receipt: then there is no secret.
+func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secret, error) {
+	parsed, err := secret.ParseName(name)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	s, err := c.deliver(ctx, parsed, opts)
+	var refused *Refusal
+	if errors.As(err, &refused) && refused.attestable(string(c.kind())) && c.kind() != "" {
+		c.cfg.Log.Debug("policy wants an attestation", "secret", name)
+		if _, err := c.Attest(ctx); err != nil {
+			return nil, fmt.Errorf("attest the device, as the policy wants for %s: %w", name, err)
+		}
+		return c.deliver(ctx, parsed, opts)
+	}
+	return s, err
+}
+
+// deliver asks once (with the retries of one request), opens and acknowledges.
+func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption) (*Secret, error) {
+	recipient, err := c.recipientKey()
+	if err != nil {
+		return nil, err
+	}
+	ask := &bullav1.DeliverRequest{Name: name.String(), Suite: recipient.Suite().String(), RecipientKey: recipient.PublicKey()}
+	for _, o := range opts {
+		o(ask)
+	}
+	req := &sent{id: newRequestID(c)}
+	reply, err := call(ctx, c, bullav1.Broker_Deliver_FullMethodName, req, fixed(ask), c.broker.Deliver)
+	if err != nil {
+		return nil, err
+	}
+	opened, err := c.openEnvelope(reply, req, recipient)
+	if err != nil {
+		return nil, err
+	}
+	s := c.newSecret(name, reply, opened)
+	if err := c.acknowledge(ctx, s, opened); err != nil {
+		if reply.GetReceiptRequired() {
+			s.zero()
+			return nil, fmt.Errorf("%w, and the policy demands it: %w", ErrReceipt, err)
+		}
+		return s, fmt.Errorf("%w: %w", ErrReceipt, err)
+	}
+	return s, nil
+}
+
+// openEnvelope checks that the envelope is the answer to this very request, and opens it.
+func (c *Client) openEnvelope(reply *bullav1.DeliverReply, req *sent, recipient *envelope.Recipient) (*envelope.Opened, error) {
+	if req.keys == nil {
+		return nil, fmt.Errorf("%w: the broker's signing keys are not known", ErrVerification)
+	}
+	opened, err := envelope.Open(reply.GetEnvelope(), req.keys.Lookup, recipient, envelope.Expectation{
+		Request: req.id, Issuer: c.serverID.String(), Subject: c.ID().String(), Instance: c.thumbprint, Audience: c.ID().String(),
+		Channels: req.channels, MinimumSuite: c.cfg.MinimumSuite, Now: c.cfg.Now(), Skew: skew,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("%w: open the envelope: %w", ErrVerification, err)
+	}
+	if opened.Context.Session != reply.GetSessionId() || opened.Context.Grade != envelope.Grade(reply.GetGrade()) || opened.Context.Uses != uint64(reply.GetUses()) {
+		opened.Wipe()
+		return nil, fmt.Errorf("%w: the reply says other things than its envelope", ErrVerification)
+	}
+	return opened, nil
+}
+
+// acknowledge hands in the receipt.
+func (c *Client) acknowledge(ctx context.Context, s *Secret, opened *envelope.Opened) error {
+	receipt, err := envelope.SignReceipt(opened, c.instance)
+	if err != nil {
+		return err
+	}
+	ack := &bullav1.AcknowledgeRequest{
+		SessionId: receipt.Session, R: receipt.R[:], EnvelopeDigest: receipt.EnvelopeDigest[:], Signature: receipt.Signature,
+	}
+	reply, err := call(ctx, c, bullav1.Broker_Acknowledge_FullMethodName, &sent{id: newRequestID(c)}, fixed(ack), c.broker.Acknowledge)
+	if err != nil {
+		return err
+	}
+	s.Receipt = reply.GetState()
+	return nil
+}
+
+// newSecret takes over the opened plaintext.
+func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened *envelope.Opened) *Secret {
+	s := &Secret{
+		Name: name.String(), Version: secret.Version(opened.Context.SecretVersion), SessionID: opened.Context.Session,
+		Grade: string(opened.Context.Grade), Expires: time.Unix(opened.Context.Expires, 0).UTC(), UsesEnforcedBy: opened.Context.UsesEnforcedBy,
+		Suite: suiteName(opened), PolicyRevision: reply.GetPolicy().GetRevision(), PolicyDigest: reply.GetPolicy().GetDigest(),
+		Attestation: reply.GetAttestation(), RiskScore: opened.Context.RiskScore, Receipt: ReceiptPending,
+		EnvelopeDigest: event.Digest(opened.Digest).String(), LogIndex: reply.GetLogIndex(),
+		client: c, value: opened.Secret(), opened: opened, counted: opened.Context.Uses > 0, left: uint32(opened.Context.Uses),
+	}
+	for _, f := range reply.GetRisk().GetFactors() {
+		s.RiskFactors = append(s.RiskFactors, RiskFactor{Name: f.GetName(), Value: f.GetValue(), Points: int(f.GetPoints()), Reason: f.GetReason()})
+	}
+	copy(s.replySalt[:], reply.GetReplySalt())
+	copy(s.leafEvent[:], reply.GetLeafEventCommitment())
+	s.replyDigest = sha256.Sum256(reply.GetEnvelope())
+	c.seenMu.Lock()
+	defer c.seenMu.Unlock()
+	if len(reply.GetCheckpoint()) > 0 {
+		c.checkpoint = reply.GetCheckpoint()
+	}
+	return s
+}
+
+// suiteName is the suite that stands in the signed context.
+func suiteName(o *envelope.Opened) string {
+	s, err := envelope.SuiteByNumber(o.Context.Suite)
+	if err != nil {
+		return ""
+	}
+	return s.String()
+}

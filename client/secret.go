@@ -1,0 +1,137 @@
+package client
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"time"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/secret"
+)
+
+// ReceiptPending is Secret.Receipt while the broker has not acknowledged it; afterwards it is "confirmed".
+const ReceiptPending = "pending"
+
+// RiskFactor is one thing that risk looked at.
+type RiskFactor struct {
+	Name   string `json:"name"`
+	Value  string `json:"value"`
+	Points int    `json:"points"`
+	Reason string `json:"reason"`
+}
+
+// Secret is one delivered version of a secret: a session. Its exported fields don't change. The plaintext is
+// shown by Use alone, and wiped by Close.
+type Secret struct {
+	Name           string
+	Version        secret.Version
+	SessionID      string
+	Grade          string
+	Suite          string
+	Expires        time.Time
+	UsesEnforcedBy string // "client" where uses are counted
+	RiskScore      int
+	RiskFactors    []RiskFactor
+	PolicyRevision uint64
+	PolicyDigest   string
+	Attestation    []byte // JSON of the attestation result, or nil
+	Receipt        string
+	EnvelopeDigest string
+	LogIndex       int64
+
+	client      *Client
+	opened      *envelope.Opened
+	replySalt   event.Salt
+	replyDigest event.Digest
+	leafEvent   [32]byte
+
+	mu      sync.Mutex // guards what follows
+	value   secret.Bytes
+	counted bool
+	left    uint32
+	closed  bool
+}
+
+// Use calls f with the plaintext, and counts it where uses are limited. f must not keep the slice. It returns
+// ErrEnded when the session has expired, its uses are spent, or Close was called; f is not called then.
+func (s *Secret) Use(f func(plaintext []byte) error) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return fmt.Errorf("use %s: %w: it was closed", s.Name, ErrEnded)
+	case !s.client.cfg.Now().Before(s.Expires):
+		return fmt.Errorf("use %s: %w: session %s expired at %s", s.Name, ErrEnded, s.SessionID, s.Expires.Format(time.RFC3339))
+	case s.counted && s.left == 0:
+		return fmt.Errorf("use %s: %w: session %s has no uses left", s.Name, ErrEnded, s.SessionID)
+	}
+	if s.counted {
+		s.left--
+	}
+	return f(s.value.Expose())
+}
+
+// UsesLeft returns how many uses are left, and false where they are not limited.
+func (s *Secret) UsesLeft() (n uint32, limited bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.left, s.counted
+}
+
+// State asks the broker how the session stands: confirmed, revoked, expired, …
+func (s *Secret) State(ctx context.Context) (state, reason string, err error) {
+	reply, err := call(ctx, s.client, bullav1.Broker_Status_FullMethodName, &sent{id: newRequestID(s.client)},
+		fixed(&bullav1.StatusRequest{SessionId: s.SessionID}), s.client.broker.Status)
+	if err != nil {
+		return "", "", err
+	}
+	return reply.GetState(), reply.GetReason(), nil
+}
+
+// Release tells the broker that the session is over, and wipes the plaintext whatever it answers.
+func (s *Secret) Release(ctx context.Context) error {
+	s.Close()
+	_, err := call(ctx, s.client, bullav1.Broker_Acknowledge_FullMethodName, &sent{id: newRequestID(s.client)},
+		fixed(&bullav1.AcknowledgeRequest{SessionId: s.SessionID, Close: true}), s.client.broker.Acknowledge)
+	return err
+}
+
+// Close wipes the plaintext in memory. The session goes on until it ends by itself; see Release.
+func (s *Secret) Close() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.zero()
+}
+
+func (s *Secret) zero() {
+	s.closed = true
+	s.value.Zero()
+	s.opened.Wipe()
+}
+
+// VerifyInclusion asks the log for the proof that this delivery is in it, as it was delivered, and checks it
+// with Config.LogKey. A broker that left the delivery out can't answer.
+func (s *Secret) VerifyInclusion(ctx context.Context) (proofs.Checkpoint, error) {
+	c := s.client
+	if c.cfg.LogKey.IsZero() {
+		return proofs.Checkpoint{}, fmt.Errorf("%w: no LogKey: it is in the broker's log.pub", ErrConfig)
+	}
+	reply, err := c.audit.Prove(ctx, &bullav1.ProveRequest{Index: s.LogIndex})
+	if err != nil {
+		return proofs.Checkpoint{}, FromStatus(err)
+	}
+	inclusion, err := proofs.ParseProof(reply.GetInclusion())
+	if err != nil {
+		return proofs.Checkpoint{}, fmt.Errorf("%w: %w", ErrVerification, err)
+	}
+	leaf := event.Leaf{Event: s.leafEvent, Reply: event.CommitReply(s.replyDigest, s.replySalt)}
+	at, err := proofs.VerifyInclusion(reply.GetCheckpoint(), c.cfg.LogKey, s.LogIndex, leaf, inclusion)
+	if err != nil {
+		return proofs.Checkpoint{}, fmt.Errorf("%w: %w", ErrVerification, err)
+	}
+	return at, nil
+}

@@ -1,0 +1,186 @@
+package arch_test
+
+// row is one package of the module: what it may import from the module, and why.
+type row struct {
+	path string
+	// imports maps a package of the module to the reason why this one may know it.
+	imports map[string]string
+}
+
+// picture is the import picture of DESIGN section 4, bottom first: a package may import only what stands above it
+// here, so that no cycle of ideas can creep in where the compiler sees no cycle of packages. A package that is
+// not listed fails the test, and so does a reason that is no longer needed.
+var picture = []row{
+	// Ground: no words of the product.
+	{"internal/durable", nil},
+	{"internal/strictyaml", nil},
+
+	// Vocabulary: values and what they mean, no I/O.
+	{"api/bulla/v1", nil},
+	{"secret", nil},
+	{"envelope/proof", nil},
+	{"ledger/event", nil},
+	{"session", map[string]string{
+		"ledger/event": "a session is what its events make of it: Apply(state, event)",
+	}},
+
+	// What both sides of the wire speak.
+	{"envelope", map[string]string{
+		"envelope/proof": "the statements signed beside the envelope: bindings, requests, receipts",
+		"secret":         "the name inside the context and the redacting bytes that opening gives",
+	}},
+	{"attest", nil},
+	{"attest/dev", map[string]string{
+		"attest": "it is one kind of evidence behind the Verifier",
+	}},
+	{"attest/tpm/evidence", map[string]string{
+		"attest": "the nonce and binding that the evidence is over",
+	}},
+	{"attest/tpm/device", map[string]string{
+		"attest":              "the challenge it answers",
+		"attest/tpm/evidence": "the form of what it sends",
+	}},
+	{"attest/tpm", map[string]string{
+		"attest":              "it is one kind of evidence behind the Verifier",
+		"attest/tpm/evidence": "the form of what it checks",
+	}},
+	{"attest/tpm/swtpm", map[string]string{
+		"attest/tpm/device": "the open device that it hands out",
+	}},
+	{"certs", nil},
+	{"certs/devauthority", map[string]string{
+		"certs":            "the identities it issues",
+		"internal/durable": "its keys survive a restart",
+	}},
+
+	// The broker's own: scoring, deciding, keeping.
+	{"risk", nil},
+	{"rego", nil},
+	{"policy", map[string]string{
+		"rego": "every bundle is checked against the schema that ships with the policy",
+		"risk": "the model is data of the revision, the score part of the input",
+	}},
+	{"keyring", map[string]string{
+		"internal/durable": "the keyset and the local key-encryption key are files",
+	}},
+	{"keyring/awskms", map[string]string{
+		"keyring": "it is one key-encryption key among others",
+	}},
+	{"ledger", map[string]string{
+		"keyring":      "event bodies and secret versions are stored encrypted",
+		"ledger/event": "what it commits",
+		"secret":       "names and versions of the projection",
+		"session":      "states of the projection",
+	}},
+	{"ledger/sqlite", map[string]string{
+		"internal/durable": "it opens its files in folders that were made durably",
+		"ledger":           "the Store that it implements",
+		"ledger/event":     "digests and ids in its rows",
+		"session":          "states in its rows",
+	}},
+	{"audit/tiles", nil},
+	{"audit/proofs", map[string]string{
+		"ledger/event": "the commitments that leaves are made of",
+	}},
+	{"audit", map[string]string{
+		"audit/proofs":     "checkpoints and proofs over what it integrates",
+		"audit/tiles":      "the form in which the tree is kept",
+		"internal/durable": "exports and tiles are written whole or not at all",
+		"ledger/event":     "the entries that it integrates; it takes them from a small source, not from the ledger",
+		"session":          "rebuild folds the events into sessions as everybody does",
+	}},
+
+	// The sides themselves.
+	{"broker", map[string]string{
+		"api/bulla/v1":   "the services it implements",
+		"attest":         "appraisal is a step of the release path",
+		"audit":          "the operator side exports, tails and rebuilds",
+		"audit/proofs":   "replies carry the checkpoint and proofs that the client checks",
+		"certs":          "who calls",
+		"envelope":       "sealing and signing are steps of the release path",
+		"envelope/proof": "the proofs on requests and receipts",
+		"keyring":        "secret versions are opened for the one delivery",
+		"ledger":         "the choke point: nothing leaves unless it has committed",
+		"ledger/event":   "what each step records",
+		"policy":         "the decision",
+		"risk":           "the score that the decision sees",
+		"secret":         "names and values",
+		"session":        "states of what it delivered",
+	}},
+	{"client", map[string]string{
+		"api/bulla/v1":      "the services it calls",
+		"attest":            "challenges it answers",
+		"attest/dev":        "the software device of a development set-up",
+		"attest/tpm/device": "the TPM of this machine",
+		"audit/proofs":      "it keeps checkpoints and checks that its own deliveries are in the log",
+		"certs":             "its identity, and the broker's that it pins",
+		"envelope":          "it opens what it is given",
+		"envelope/proof":    "it signs requests and receipts",
+		"ledger/event":      "the leaf that its delivery must have",
+		"secret":            "names and values",
+		"session":           "states of what it holds",
+	}},
+
+	// Shared by tests. Nothing but tests and other packages of this kind may import them (see the test).
+	{"test/xtest", nil},
+	{"certs/xtest", nil},
+	{"keyring/xtest", nil},
+	{"attest/xtest", map[string]string{
+		"attest":              "it makes and forges evidence",
+		"attest/tpm":          "it makes and forges evidence",
+		"attest/tpm/device":   "it makes and forges evidence",
+		"attest/tpm/evidence": "it makes and forges evidence",
+		"attest/tpm/swtpm":    "a real TPM for it",
+		"test/xtest":          "it skips without swtpm",
+	}},
+	{"test/arch", nil},
+	{"test/compose", nil},
+}
+
+// ban says that a package must not reach another one, through however many imports.
+type ban struct {
+	from   string // package of the module
+	reach  string // import path or the start of one, up to a slash
+	reason string
+}
+
+// clientSide are the packages that end up inside a workload's process.
+var clientSide = []string{
+	"api/bulla/v1", "secret", "envelope/proof", "ledger/event", "session", "envelope",
+	"attest", "attest/dev", "attest/tpm/evidence", "attest/tpm/device", "certs",
+	"client",
+}
+
+// bans lists what the picture alone does not say: third parties, and the standard library where a package is
+// promised to be pure.
+func bans() []ban {
+	var all []ban
+	for _, from := range clientSide {
+		for _, reach := range []string{
+			"github.com/open-policy-agent/opa", "modernc.org/sqlite", "github.com/aws/aws-sdk-go-v2",
+			"github.com/tink-crypto/tink-go/v2", "github.com/google/go-attestation",
+		} {
+			all = append(all, ban{from, reach, "a workload links the SDK: it must stay light, and what decides and stores has no place in it"})
+		}
+		// ledger/event is not here: it is the vocabulary that session is written in and that receipts and
+		// inclusion proofs are checked with. It knows no store.
+		for _, reach := range []string{"ledger", "ledger/sqlite", "audit", "audit/tiles", "policy", "risk", "keyring", "broker"} {
+			all = append(all, ban{from, module + "/" + reach, "the client must not depend on the broker's side"})
+		}
+	}
+	for _, from := range []string{"secret", "session", "risk", "ledger/event", "envelope/proof"} {
+		// Not "net": crypto/x509 names its address types.
+		for _, reach := range []string{"net/http", "os/exec", "database/sql", "google.golang.org/grpc"} {
+			all = append(all, ban{from, reach, "it is promised to be pure: values in, values out"})
+		}
+	}
+	return append(all,
+		ban{"attest", "github.com/google/go-tpm", "the words of attestation must not depend on one kind of hardware"},
+		ban{"ledger", module + "/audit", "the log is built from the ledger, never the other way round"},
+		ban{"ledger", "modernc.org/sqlite", "group commit stands above the stores"},
+		ban{"keyring", "github.com/aws/aws-sdk-go-v2", "who keeps the key in a file must not link a cloud"},
+		ban{"broker", "modernc.org/sqlite", "the store is chosen where the program is wired"},
+		ban{"broker", "github.com/aws/aws-sdk-go-v2", "the key-encryption key is chosen where the program is wired"},
+		ban{"broker", module + "/client", "the two sides meet on the wire only"},
+	)
+}
