@@ -1,0 +1,161 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/certs"
+	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+const (
+	echoMethod  = "/bulla.bench.Echo/Echo"
+	requestSize = 1700 // bytes: a signed request with a hybrid recipient key
+	replySize   = 4096 // bytes: an envelope with what stands beside it
+	benchSecret = "demo/bench"
+)
+
+// echoService answers each request with replySize bytes.
+var echoService = grpc.ServiceDesc{
+	ServiceName: "bulla.bench.Echo", HandlerType: (*any)(nil),
+	Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+		in := new(wrapperspb.BytesValue)
+		if err := dec(in); err != nil {
+			return nil, err
+		}
+		return wrapperspb.Bytes(make([]byte, replySize)), nil
+	}}},
+}
+
+// load is what one kind of call cost.
+type load struct {
+	count    int
+	cpu      time.Duration // of the server, per call
+	p50, p99 time.Duration
+	rate     float64 // calls a second
+}
+
+// row is one number of callers.
+type row struct {
+	callers         int
+	deliver, simple load
+}
+
+// measure loads the broker and the bare server with the same number of callers, one after the other.
+func measure(ctx context.Context, broker, bare *process, callers int, length time.Duration) (row, error) {
+	env, err := broker.env("workload")
+	if err != nil {
+		return row{}, err
+	}
+	c, err := client.New(ctx, client.Config{Address: broker.addr, ServerID: env["BULLA_SERVER_ID"], EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
+	if err != nil {
+		return row{}, err
+	}
+	defer c.Close()
+	if err := putSecret(ctx, broker); err != nil {
+		return row{}, err
+	}
+	deliver, err := run(ctx, broker, callers, length, func(ctx context.Context) error {
+		s, err := c.Get(ctx, benchSecret)
+		if err != nil {
+			return err
+		}
+		s.Close()
+		return nil
+	})
+	if err != nil {
+		return row{}, fmt.Errorf("deliver: %w", err)
+	}
+	src, err := certs.Open(ctx, certs.Config{EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
+	if err != nil {
+		return row{}, err
+	}
+	defer src.Close()
+	conn, err := dialEcho(src, bare.addr)
+	if err != nil {
+		return row{}, err
+	}
+	defer conn.Close()
+	simple, err := run(ctx, bare, callers, length, func(ctx context.Context) error {
+		return conn.Invoke(ctx, echoMethod, wrapperspb.Bytes(make([]byte, requestSize)), new(wrapperspb.BytesValue))
+	})
+	return row{callers, deliver, simple}, err
+}
+
+// putSecret makes the secret that is delivered.
+func putSecret(ctx context.Context, broker *process) error {
+	env, err := broker.env("operator")
+	if err != nil {
+		return err
+	}
+	c, err := client.New(ctx, client.Config{Address: broker.addr, ServerID: env["BULLA_SERVER_ID"], EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = bullav1.NewSecretsClient(c.Conn()).PutSecret(ctx, &bullav1.PutSecretRequest{
+		Name: benchSecret, Class: "standard", Value: make([]byte, 32), RequestId: event.NewID(time.Now()).String(),
+	})
+	return err
+}
+
+// run calls f from many goroutines for a while, after a fifth of that time to warm up.
+func run(ctx context.Context, server *process, callers int, length time.Duration, f func(context.Context) error) (load, error) {
+	if _, _, err := calls(ctx, callers, length/5, f); err != nil {
+		return load{}, err
+	}
+	before, err := server.cpu()
+	if err != nil {
+		return load{}, err
+	}
+	start := time.Now()
+	took, count, err := calls(ctx, callers, length, f)
+	if err != nil {
+		return load{}, err
+	}
+	elapsed := time.Since(start)
+	after, err := server.cpu()
+	if err != nil {
+		return load{}, err
+	}
+	slices.Sort(took)
+	return load{
+		count: count, cpu: (after - before) / time.Duration(count), p50: took[len(took)/2], p99: took[len(took)*99/100],
+		rate: float64(count) / elapsed.Seconds(),
+	}, nil
+}
+
+// calls runs f over and over in callers goroutines and returns how long each call took.
+func calls(ctx context.Context, callers int, length time.Duration, f func(context.Context) error) ([]time.Duration, int, error) {
+	end := time.Now().Add(length)
+	took := make([][]time.Duration, callers)
+	errs := make([]error, callers)
+	var wg sync.WaitGroup
+	for i := range callers {
+		wg.Go(func() {
+			for time.Now().Before(end) {
+				start := time.Now()
+				if err := f(ctx); err != nil {
+					errs[i] = err
+					return
+				}
+				took[i] = append(took[i], time.Since(start))
+			}
+		})
+	}
+	wg.Wait()
+	all := slices.Concat(took...)
+	if len(all) == 0 {
+		errs = append(errs, errors.New("no call was finished"))
+	}
+	return all, len(all), errors.Join(errs...)
+}

@@ -1,0 +1,109 @@
+// Command bench measures a broker beside the floor that it stands on, in one run on one machine, and prints a
+// table with ratios: absolute times say more about the machine than about the program.
+//
+//	go run ./test/bench [-seconds 5] [-callers 1,8,64]
+//
+// Three processes take part: a broker (`bulla dev`, the real program), a bare gRPC echo over the same mutual
+// TLS, and this one, which makes the load with the Go SDK. CPU is what the kernel accounted to the server's
+// process, so that the load's own work does not count.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// roleEnv makes this program the echo server.
+const roleEnv = "BULLA_BENCH_ECHO"
+
+func main() {
+	seconds := flag.Int("seconds", 5, "length of each measurement")
+	callers := flag.String("callers", "1,8,64", "numbers of callers, separated by commas")
+	binary := flag.String("bulla", "", "the bulla program; built from this checkout when empty")
+	flag.Parse()
+	if os.Getenv(roleEnv) != "" {
+		exit(echo())
+	}
+	exit(bench(*binary, *callers, time.Duration(*seconds)*time.Second))
+}
+
+func exit(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// bench runs everything and prints the table.
+func bench(binary, callers string, length time.Duration) (err error) {
+	numbers, err := parseCallers(callers)
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "bulla-bench")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	if binary == "" {
+		if binary, err = build(dir); err != nil {
+			return err
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	defer cancel()
+	broker, err := startBroker(ctx, binary, filepath.Join(dir, "dev"))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, broker.stop()) }()
+	bare, err := startEcho(ctx, broker)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, bare.stop()) }()
+	p, err := measurePrimitives(ctx, filepath.Join(dir, "floor"))
+	if err != nil {
+		return err
+	}
+	t := table{primitives: p, ready: broker.ready}
+	for _, n := range numbers {
+		row, err := measure(ctx, broker, bare, n, length)
+		if err != nil {
+			return fmt.Errorf("%d callers: %w", n, err)
+		}
+		t.rows = append(t.rows, row)
+	}
+	t.resident = broker.resident()
+	t.print(os.Stdout)
+	return nil
+}
+
+func parseCallers(s string) ([]int, error) {
+	var out []int
+	for _, part := range strings.Split(s, ",") {
+		n, err := strconv.Atoi(strings.TrimSpace(part))
+		if err != nil || n < 1 || n > 1024 {
+			return nil, fmt.Errorf("-callers: %q is no number from 1 to 1024", part)
+		}
+		out = append(out, n)
+	}
+	return out, nil
+}
+
+// build compiles the program from the checkout that this one was started in.
+func build(dir string) (string, error) {
+	out := filepath.Join(dir, "bulla")
+	cmd := exec.Command("go", "build", "-o", out, "./cmd/bulla")
+	cmd.Env, cmd.Stderr = append(os.Environ(), "CGO_ENABLED=0"), os.Stderr
+	return out, cmd.Run()
+}
