@@ -195,20 +195,11 @@ func (r *References) fill(f referencesFile) error {
 	default:
 		fault("tpm2.event_log: %q, want required or optional", clip(t.EventLog))
 	}
-	for name, want := range t.Features {
-		if _, known := (Features{}).get(name); !known {
-			fault("tpm2.features: unknown feature %q", clip(name))
-		}
-		r.features = append(r.features, feature{name, TriOf(want)})
+	if r.features, err = parseFeatures(t.Features); err != nil {
+		fault("tpm2.features: %w", err)
 	}
-	slices.SortFunc(r.features, func(a, b feature) int { return strings.Compare(a.name, b.name) })
-	r.firmware = map[string]uint64{}
-	for maker, text := range t.MinimumFirmware {
-		v, err := strconv.ParseUint(strings.TrimPrefix(text, "0x"), 16, 64)
-		if err != nil || maker == "" {
-			fault("tpm2.minimum_firmware: %q: %q, want a maker and a hexadecimal version of up to 16 digits", clip(maker), clip(text))
-		}
-		r.firmware[maker] = v
+	if r.firmware, err = parseFirmware(t.MinimumFirmware); err != nil {
+		fault("tpm2.minimum_firmware: %w", err)
 	}
 	if len(t.Profiles) > maxProfiles {
 		fault("tpm2.profiles: %d, want at most %d", len(t.Profiles), maxProfiles)
@@ -224,6 +215,30 @@ func (r *References) fill(f referencesFile) error {
 		r.profiles = append(r.profiles, parsed)
 	}
 	return errors.Join(faults...)
+}
+
+func parseFeatures(wanted map[string]bool) ([]feature, error) {
+	var features []feature
+	for name, want := range wanted {
+		if _, known := (Features{}).get(name); !known {
+			return nil, fmt.Errorf("unknown feature %q", clip(name))
+		}
+		features = append(features, feature{name, TriOf(want)})
+	}
+	slices.SortFunc(features, func(a, b feature) int { return strings.Compare(a.name, b.name) })
+	return features, nil
+}
+
+func parseFirmware(versions map[string]string) (map[string]uint64, error) {
+	least := map[string]uint64{}
+	for maker, text := range versions {
+		v, err := strconv.ParseUint(strings.TrimPrefix(text, "0x"), 16, 64)
+		if err != nil || maker == "" {
+			return nil, fmt.Errorf("%q: %q, want a maker and a hexadecimal version of up to 16 digits", clip(maker), clip(text))
+		}
+		least[maker] = v
+	}
+	return least, nil
 }
 
 func parseRoots(text string) ([]*x509.Certificate, error) {
@@ -296,9 +311,6 @@ func (r References) AllowsEK(hash string) bool { return slices.Contains(r.ekHash
 
 // AcceptsDevelopment says whether development devices are taken.
 func (r References) AcceptsDevelopment() bool { return r.development }
-
-// RequiredPCRs are those that a quote must cover.
-func (r References) RequiredPCRs() []int { return slices.Clone(r.required) }
 
 // stillAnchored says whether what vouched for a device at enrolment is still trusted.
 func (r References) stillAnchored(d Device) bool {

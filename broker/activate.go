@@ -11,18 +11,21 @@ import (
 
 // activate makes a loaded bundle the one that decides, by an event on top of the revision that is active.
 func (b *Broker) activate(ctx context.Context, now time.Time, next candidate, source, note string, op *operation) (ledger.Revision, error) {
-	row, seq, err := b.ledger.ActiveRevision(ctx)
+	before, err := b.current(ctx)
 	if err != nil {
 		return ledger.Revision{}, err
 	}
-	digest := event.Digest(next.revision.Digest())
-	body := event.RevisionActivated{Digest: digest, Sequence: row.Sequence + 1, Previous: row.Digest, Source: source, Note: note}
 	subject := ""
+	if op != nil { // on top of the very revision that permitted it
+		before, subject = op.permit.active, op.id.String()
+	}
+	digest := event.Digest(next.revision.Digest())
+	body := event.RevisionActivated{Digest: digest, Sequence: before.sequence + 1, Previous: before.digest, Source: source, Note: note}
 	if op != nil {
-		body.By, subject = op.by(), op.id.String()
+		body.By = op.by()
 	}
 	commit := ledgerCommit(event.New(now, subject, body))
-	commit.Require = []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindRevision, Key: ledger.ActiveRevision}, Seq: seq}}
+	commit.Require = []ledger.Precondition{before.unchanged()}
 	commit.Blob = &ledger.Blob{Key: ledger.RevisionBlob(digest), Data: next.revision.Archive(), Digest: digest}
 	if _, err := b.ledger.Commit(ctx, commit); err != nil {
 		return ledger.Revision{}, err

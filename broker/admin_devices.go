@@ -147,6 +147,10 @@ func (s devices) RevokeDevice(ctx context.Context, in *bullav1.RevokeDeviceReque
 	if in.GetReason() == "" || len(in.GetReason()) > maxReason {
 		return nil, wrong("a revocation needs a reason of 1 to %d bytes", maxReason)
 	}
+	return twice(func() (*bullav1.Device, error) { return s.revoke(ctx, in) })
+}
+
+func (s devices) revoke(ctx context.Context, in *bullav1.RevokeDeviceRequest) (*bullav1.Device, error) {
 	row, facts, err := s.find(ctx, in.GetId())
 	if err != nil {
 		return nil, err

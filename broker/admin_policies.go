@@ -21,6 +21,10 @@ func (s policies) PushRevision(ctx context.Context, in *bullav1.PushRevisionRequ
 	if len(in.GetNote()) > maxReason {
 		return nil, wrong("a note has at most %d bytes", maxReason)
 	}
+	return twice(func() (*bullav1.Revision, error) { return s.push(ctx, in) })
+}
+
+func (s policies) push(ctx context.Context, in *bullav1.PushRevisionRequest) (*bullav1.Revision, error) {
 	digest := policy.ArchiveDigest(in.GetArchive())
 	op, err := s.authorise(ctx, policy.ActionPolicyPush, policy.Resource{Kind: policy.KindRevision, Revision: &policy.NewRules{Digest: event.Digest(digest).String()}})
 	if err != nil {

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"strings"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -39,13 +41,9 @@ func (s secrets) PutSecret(ctx context.Context, in *bullav1.PutSecretRequest) (*
 	if _, err := event.ParseID(in.GetRequestId()); err != nil {
 		return nil, wrong("the request id is not a UUID of version 7")
 	}
-	for attempt := 0; ; attempt++ {
-		reply, err := s.put(ctx, name, in.GetClass(), value, in.GetRequestId())
-		if errors.Is(err, ledger.ErrPrecondition) && attempt == 0 {
-			continue
-		}
-		return reply, err
-	}
+	return twice(func() (*bullav1.PutSecretReply, error) {
+		return s.put(ctx, name, in.GetClass(), value, in.GetRequestId())
+	})
 }
 
 func (s secrets) put(ctx context.Context, name secret.Name, class string, value secret.Bytes, requestID string) (*bullav1.PutSecretReply, error) {
@@ -70,13 +68,35 @@ func (s secrets) put(ctx context.Context, name secret.Name, class string, value 
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
-	owner := sha256.Sum256([]byte("bulla-put-owner/v1\x00" + op.id.String()))
-	commit.Request = &ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner, Expires: op.now.Add(putMemory)}
+	stored, err := proto.Marshal(reply)
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	// The keyed hash says whether a retry brings the same value, and tells a reader of the store nothing.
+	digest := sha256.Sum256(value.Expose())
+	owner := s.ring.NameHash("put\x00" + name.String() + "\x00" + class + "\x00" + string(digest[:]))
+	commit.Request = &ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner, Reply: stored, Expires: op.now.Add(putMemory)}
 	_, err = s.ledger.Commit(ctx, commit)
-	switch {
-	case errors.Is(err, ledger.ErrPrecondition):
-		return nil, err
-	case err != nil:
+	if errors.Is(err, ledger.ErrDuplicateRequest) {
+		return s.putBefore(ctx, op, *commit.Request)
+	}
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	return reply, nil
+}
+
+// putBefore is the answer to a put that took effect already: the same one, for the same value.
+func (s secrets) putBefore(ctx context.Context, op operation, again ledger.Request) (*bullav1.PutSecretReply, error) {
+	before, err := s.ledger.Request(ctx, again.Key)
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	if before.Owner != again.Owner {
+		return nil, refuse(codes.AlreadyExists, checkRequest, "this request id was used for another put: choose a new one")
+	}
+	reply := new(bullav1.PutSecretReply)
+	if err := proto.Unmarshal(before.Reply, reply); err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	return reply, nil

@@ -92,6 +92,10 @@ func (s sessions) RevokeSession(ctx context.Context, in *bullav1.RevokeSessionRe
 	if in.GetReason() == "" || len(in.GetReason()) > maxReason {
 		return nil, wrong("a revocation needs a reason of 1 to %d bytes", maxReason)
 	}
+	return twice(func() (*bullav1.Session, error) { return s.revoke(ctx, in) })
+}
+
+func (s sessions) revoke(ctx context.Context, in *bullav1.RevokeSessionRequest) (*bullav1.Session, error) {
 	found, facts, err := s.find(ctx, in.GetId())
 	if err != nil {
 		return nil, err

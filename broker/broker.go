@@ -90,6 +90,7 @@ type Broker struct {
 	engine    *policy.Engine
 	tree      *audit.Log
 	signer    *envelope.Signer
+	jwks      []byte // of signer's public key
 	verifiers map[attest.Kind]attest.Verifier
 	enrollers map[attest.Kind]Enroller
 	gate      *attest.Gate
@@ -144,6 +145,10 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
+	var err error
+	if b.jwks, err = publicKeys(c.Signer); err != nil {
+		return nil, fmt.Errorf("new broker: %w", err)
+	}
 	for _, v := range c.Verifiers {
 		b.verifiers[v.Kind()] = v
 	}
@@ -196,8 +201,8 @@ func (b *Broker) load(ctx context.Context, archive []byte) (candidate, error) {
 }
 
 // publicKeys is the JWKS of the keys under which an envelope of today may be signed.
-func (b *Broker) publicKeys(ctx context.Context) ([]byte, error) {
-	set, err := envelope.NewKeySet(b.signer.Key())
+func publicKeys(s *envelope.Signer) ([]byte, error) {
+	set, err := envelope.NewKeySet(s.Key())
 	if err != nil {
 		return nil, err
 	}

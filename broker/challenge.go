@@ -6,7 +6,6 @@ import (
 	"errors"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -26,15 +25,7 @@ func (b *Broker) Challenge(ctx context.Context, in *bullav1.ChallengeRequest) (*
 			return nil, b.answer(ctx, who, err)
 		}
 	}
-	nonce, ok := who.conn.nonce()
-	if !ok {
-		return nil, refuse(codes.ResourceExhausted, checkNonce, "%d nonces of this connection are outstanding: use them first", maxNonces)
-	}
-	keys, err := b.publicKeys(ctx)
-	if err != nil {
-		return nil, b.answer(ctx, who, err)
-	}
-	return &bullav1.ChallengeReply{Nonce: nonce[:], Now: timestamppb.New(now), SigningKeys: keys, LogOrigin: b.origin}, nil
+	return &bullav1.ChallengeReply{Nonce: who.conn.next(), Now: timestamppb.New(now), SigningKeys: b.jwks, LogOrigin: b.origin}, nil
 }
 
 // bind checks an SVID's word for an instance key and keeps it as evidence, once.

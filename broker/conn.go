@@ -44,25 +44,20 @@ type conn struct {
 	instances map[string]instance
 }
 
-// nonce gives out a fresh nonce, or false when too many are outstanding.
-func (c *conn) nonce() ([32]byte, bool) {
+// next gives out a fresh nonce. When too many are outstanding, one of them makes room: a client that lets
+// replies go by loses nonces, and nobody else does.
+func (c *conn) next() []byte {
 	var n [32]byte
 	_, _ = rand.Read(n[:]) // never fails since Go 1.24
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if len(c.nonces) >= maxNonces {
-		return n, false
+		for old := range c.nonces {
+			delete(c.nonces, old)
+			break
+		}
 	}
 	c.nonces[n] = struct{}{}
-	return n, true
-}
-
-// next is a nonce for a reply: empty when too many are outstanding, and the client asks for one later.
-func (c *conn) next() []byte {
-	n, ok := c.nonce()
-	if !ok {
-		return nil
-	}
 	return n[:]
 }
 

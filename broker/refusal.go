@@ -43,9 +43,21 @@ type refusal struct {
 	requires json.RawMessage
 	support  string
 	nonce    []byte
+	cause    error // of the ledger, for callers inside; it never leaves
 }
 
 func (r *refusal) Error() string { return r.check + ": " + r.text }
+
+func (r *refusal) Unwrap() error { return r.cause }
+
+// twice calls f, and once more when what its decision relied on changed before the commit.
+func twice[T any](f func() (T, error)) (T, error) {
+	out, err := f()
+	if errors.Is(err, ledger.ErrPrecondition) {
+		return f()
+	}
+	return out, err
+}
 
 // GRPCStatus makes the refusal a gRPC status with a bulla.v1.Refusal detail.
 func (r *refusal) GRPCStatus() *status.Status {
@@ -83,7 +95,9 @@ var ledgerCodes = []struct {
 func fromLedger(err error) *refusal {
 	for _, m := range ledgerCodes {
 		if errors.Is(err, m.err) {
-			return refuse(m.code, checkLedger, "%s", m.text)
+			r := refuse(m.code, checkLedger, "%s", m.text)
+			r.cause = err
+			return r
 		}
 	}
 	return refuse(codes.Unavailable, checkLedger, "the ledger can't record now, so nothing is released: try again, and see the broker's log")

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -24,10 +25,7 @@ func (b *Broker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*bulla
 	if err != nil {
 		return nil, err
 	}
-	reply, err := b.release(ctx, now, who)
-	if errors.Is(err, ledger.ErrPrecondition) { // what the decision relied on has changed: decide again, once
-		reply, err = b.release(ctx, now, who)
-	}
+	reply, err := twice(func() (*bullav1.DeliverReply, error) { return b.release(ctx, now, who) })
 	if err != nil {
 		return nil, b.answer(ctx, who.caller, err)
 	}
@@ -110,7 +108,11 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	}
 	result, err := b.ledger.Commit(ctx, commit)
 	if errors.Is(err, ledger.ErrDuplicateRequest) { // a retry of this request overtook it
-		return b.answered(ctx, now, who, asked)
+		before, err := b.answered(ctx, now, who, asked)
+		if before == nil && err == nil {
+			err = refuse(codes.Aborted, checkRequest, "this request was answered a moment ago and that answer is gone: ask with a new request id")
+		}
+		return before, err
 	}
 	if err != nil {
 		return nil, err

@@ -145,7 +145,9 @@ func (b *Broker) decide(ctx context.Context, s policy.Signals) (verdict, error) 
 
 // deny records a DENY or STEP_UP and says as much as the caller may know.
 func (b *Broker) deny(ctx context.Context, now time.Time, who request, v *verdict, t target) error {
-	b.history.denied(who.caller.id.String(), now)
+	if v.decision.Effect == policy.Deny { // a step-up is a question, and no mark against the caller
+		b.history.denied(who.caller.id.String(), now)
+	}
 	answer, err := b.denial(ctx, now, who.caller, who.id, v, "")
 	if err != nil {
 		return err

@@ -11,7 +11,11 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-const maxDataDepth = 32
+const (
+	maxDataDepth = 32
+	// maxDataText bounds a text in data, so that no builtin that searches one takes long.
+	maxDataText = 16 << 10
+)
 
 // strictYAML decodes one document into a struct; unknown keys and further documents are refused.
 func strictYAML(text []byte, into any) error {
@@ -96,6 +100,9 @@ func mappingValue(n *yaml.Node, depth int) (ast.Value, error) {
 func scalarValue(n *yaml.Node) (ast.Value, error) {
 	switch tag := n.ShortTag(); tag {
 	case "!!str":
+		if len(n.Value) > maxDataText {
+			return nil, atLine(n, "a text of %d bytes, at most %d are allowed", len(n.Value), maxDataText)
+		}
 		return ast.String(n.Value), nil
 	case "!!null":
 		return ast.Null{}, nil

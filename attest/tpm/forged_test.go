@@ -206,6 +206,12 @@ func TestCertifiedKeys(t *testing.T) {
 		})
 		refused(t, ev, good, f.Device(t), "does not verify")
 	})
+	t.Run("certification of another key", func(t *testing.T) {
+		ev := xtest.Tamper(t, with(t, good, nil, nil), func(e *evidence.Evidence) {
+			e.Instance.Public = f.Certify(t, good, evidence.InstanceTemplate(), &other.PublicKey, nil).Public
+		})
+		refused(t, ev, good, f.Device(t), "another key was certified")
+	})
 	t.Run("half a certification", func(t *testing.T) {
 		ev := xtest.Tamper(t, with(t, good, nil, nil), func(e *evidence.Evidence) { e.Instance = evidence.Certified{Public: e.Instance.Public} })
 		refused(t, ev, good, f.Device(t), "instance key")

@@ -5,7 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
+
+	"google.golang.org/grpc"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/attest"
@@ -112,17 +113,79 @@ func (s *Server) softwareDevice(missing error) error {
 
 // enrol enrols the device for its owner through the broker, as operator, unless that was done before.
 func (s *Server) enrol(ctx context.Context) error {
-	c, err := client.New(ctx, s.Client("operator"))
+	as := s.Client("operator")
+	as.ConnectTimeout = startWait
+	c, err := client.New(ctx, as)
 	if err != nil {
 		return fmt.Errorf("enrol the device of %s: %w", deviceOwner, err)
 	}
-	err = s.enrolBy(ctx, bullav1.NewDevicesClient(c.Conn()))
-	if errors.Is(err, client.ErrDenied) && s.kept().Policy != "" && s.wasEnrolled() {
-		s.cfg.Log.Warn("the active policy does not let operator see to the device of workload: it is left as it is", "error", err)
+	err = s.enrolWith(ctx, bullav1.NewDevicesClient(c.Conn()))
+	if errors.Is(err, client.ErrDenied) && s.kept().Device == s.device.ID.String() {
+		// An edited policy may well take that right away; the device was enrolled by an earlier start.
+		s.cfg.Log.Warn("the active policy does not let operator look after the device of workload: it is left as it is", "error", err)
 		err = nil
 	}
 	if err != nil {
-		err = fmt.Errorf("enrol the device of %s: %w", deviceOwner, err)
+		return errors.Join(fmt.Errorf("enrol the device of %s: %w", deviceOwner, err), c.Close())
 	}
-	return errors.Join(err, c.Close())
+	return errors.Join(s.keep(func(st *state) { st.Device = s.device.ID.String() }), c.Close())
+}
+
+func (s *Server) enrolWith(ctx context.Context, devices bullav1.DevicesClient) error {
+	found, err := devices.GetDevice(ctx, &bullav1.GetDeviceRequest{Id: s.device.ID.String()}, grpc.WaitForReady(true))
+	if err == nil {
+		if found.GetRevokedAt() != nil {
+			s.cfg.Log.Warn("the device of workload was revoked, and stays so: it can't attest", "device", found.GetId(), "reason", found.GetReason())
+		}
+		return nil
+	}
+	if err = client.FromStatus(err); !errors.Is(err, client.ErrNotFound) {
+		return err
+	}
+	request, answer, err := s.enrolment(ctx)
+	if err != nil {
+		return err
+	}
+	begun, err := devices.BeginEnrolment(ctx, &bullav1.BeginEnrolmentRequest{
+		Kind: string(s.device.Kind), Request: request, Principals: []string{ID(deviceOwner)},
+	})
+	if err != nil {
+		return client.FromStatus(err)
+	}
+	answered, err := answer(begun.GetChallenge())
+	if err != nil {
+		return err
+	}
+	_, err = devices.FinishEnrolment(ctx, &bullav1.FinishEnrolmentRequest{Enrolment: begun.GetEnrolment(), Answer: answered})
+	return client.FromStatus(err)
+}
+
+// enrolment is what the device says of itself, and the function that answers the broker's challenge.
+func (s *Server) enrolment(ctx context.Context) (request []byte, answer func(challenge []byte) ([]byte, error), err error) {
+	if s.tpm == nil {
+		d, err := dev.Load(s.device.File)
+		if err != nil {
+			return nil, nil, err
+		}
+		return d.EnrolRequest(), func([]byte) ([]byte, error) { return nil, nil }, nil
+	}
+	tpm, err := device.Open(ctx, s.tpm.Address())
+	if err != nil {
+		return nil, nil, err
+	}
+	chain, err := s.tpm.ChainPEM()
+	if err != nil {
+		return nil, nil, err
+	}
+	made, err := tpm.EnrolRequest(ctx, chain)
+	if err != nil {
+		return nil, nil, err
+	}
+	return made.Marshal(), func(challenge []byte) ([]byte, error) {
+		parsed, err := evidence.ParseChallenge(challenge)
+		if err != nil {
+			return nil, err
+		}
+		return tpm.Activate(ctx, parsed)
+	}, nil
 }

@@ -28,19 +28,19 @@ const (
 // paths are the places below the directory.
 type paths struct{ dir string }
 
-func (p paths) lock() string             { return filepath.Join(p.dir, "lock") }
-func (p paths) ready() string            { return filepath.Join(p.dir, "ready") }
-func (p paths) state() string            { return filepath.Join(p.dir, "state.json") }
-func (p paths) logPub() string           { return filepath.Join(p.dir, "log.pub") }
-func (p paths) env() string              { return filepath.Join(p.dir, "env") }
-func (p paths) envFile(n string) string  { return filepath.Join(p.env(), n+".sh") }
-func (p paths) sockets() string          { return filepath.Join(p.dir, "sock") }
-func (p paths) authority() string        { return filepath.Join(p.dir, "authority") }
-func (p paths) broker() string           { return filepath.Join(p.dir, "broker") }
-func (p paths) kek() string              { return filepath.Join(p.dir, "kek") }
-func (p paths) tpm() string              { return filepath.Join(p.dir, "tpm") }
-func (p paths) device() string           { return filepath.Join(p.dir, "device.pem") }
-func (p paths) policy() string           { return filepath.Join(p.dir, "policy") }
+func (p paths) lock() string               { return filepath.Join(p.dir, "lock") }
+func (p paths) ready() string              { return filepath.Join(p.dir, "ready") }
+func (p paths) state() string              { return filepath.Join(p.dir, "state.json") }
+func (p paths) logPub() string             { return filepath.Join(p.dir, "log.pub") }
+func (p paths) env() string                { return filepath.Join(p.dir, "env") }
+func (p paths) envFile(n string) string    { return filepath.Join(p.env(), n+".sh") }
+func (p paths) sockets() string            { return filepath.Join(p.dir, "sock") }
+func (p paths) authority() string          { return filepath.Join(p.dir, "authority") }
+func (p paths) broker() string             { return filepath.Join(p.dir, "broker") }
+func (p paths) kek() string                { return filepath.Join(p.dir, "kek") }
+func (p paths) tpm() string                { return filepath.Join(p.dir, "tpm") }
+func (p paths) device() string             { return filepath.Join(p.dir, "device.pem") }
+func (p paths) policy() string             { return filepath.Join(p.dir, "policy") }
 func (p paths) policyFile(n string) string { return filepath.Join(p.policy(), filepath.FromSlash(n)) }
 
 // state is what a start has to know of the one before. It is kept as canonical JSON.
@@ -52,6 +52,7 @@ type state struct {
 	Sockets     string `json:"sockets"`     // temporary directory of the sockets; "": below the directory
 	Policy      string `json:"policy"`      // digest of the policy directory as it was last taken up
 	References  string `json:"references"`  // digest of references.yaml as this program wrote it
+	Device      string `json:"device"`      // the device of workload that was last enrolled or found enrolled
 }
 
 func (st state) encode() ([]byte, error) {

@@ -190,6 +190,9 @@ func (s *Server) listen(cfg config.Config, opts Options) (err error) {
 	return nil
 }
 
+// ID is the broker's SPIFFE ID.
+func (s *Server) ID() string { return s.source.ID().String() }
+
 // Addr is the address of the gRPC listener; HTTPAddr that of /live and /ready, nil if there is none.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -264,7 +265,8 @@ func (r *Rig) Source(name string) *certs.Source {
 // Dial opens one gRPC connection with a TLS configuration of the test's own.
 func (r *Rig) Dial(cfg *tls.Config) *grpc.ClientConn {
 	r.t.Helper()
-	conn, err := grpc.NewClient("passthrough:///"+r.addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithDisableRetry())
+	conn, err := grpc.NewClient("passthrough:///"+r.addr, grpc.WithTransportCredentials(credentials.NewTLS(cfg)), grpc.WithDisableRetry(),
+		grpc.WithConnectParams(grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 20 * time.Millisecond, Multiplier: 1.2, MaxDelay: 200 * time.Millisecond}, MinConnectTimeout: 5 * time.Second}))
 	if err != nil {
 		r.t.Fatal(err)
 	}

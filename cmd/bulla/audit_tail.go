@@ -1,0 +1,170 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+// tooSoon is how soon after its start a followed stream that ends is taken for hopeless.
+const tooSoon = time.Second
+
+func newAuditTailCommand(a *app) *cobra.Command {
+	in := new(bullav1.TailRequest)
+	c := &cobra.Command{
+		Use: "tail [flags]", Short: "Print the events, and follow them",
+		Long: "Prints the events of the ledger, one a line: index, time, type, subject and what it is about. With\n" +
+			"-o json each line is one object, {\"index\", \"event\"}, and the event is whole. --follow waits for more,\n" +
+			"connects again when the broker ends the stream, and stops when it is interrupted.",
+		Example: "  bulla audit tail --from -20 --follow\n  bulla audit tail -o json | jq 'select(.event.type == \"decision.denied\")'",
+		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error { return a.tail(c, in) },
+	}
+	c.Flags().BoolVarP(&in.Follow, "follow", "f", false, "wait for more events until interrupted")
+	c.Flags().Int64Var(&in.From, "from", 0, "index of the first event; negative: only so many of the newest")
+	a.addIdentity(c)
+	return c
+}
+
+func (a *app) tail(c *cobra.Command, in *bullav1.TailRequest) error {
+	for {
+		opened := time.Now()
+		err := a.tailOnce(c, in)
+		switch {
+		case err == nil:
+			return nil
+		case in.GetFollow() && c.Context().Err() != nil:
+			return nil // interrupted: the end of following
+		case !in.GetFollow() || !streamEnded(err) || time.Since(opened) < tooSoon:
+			return fmt.Errorf("read the events: %w", err)
+		}
+	}
+}
+
+// streamEnded says whether a followed stream has come to an end that is nobody's fault: the broker closes old
+// connections and those whose certificate has ended.
+func streamEnded(err error) bool {
+	var r *client.Refusal
+	return errors.As(err, &r) && (r.Code == codes.Unavailable || r.Code == codes.Unauthenticated)
+}
+
+// tailOnce prints one stream, and leaves in in where to go on.
+func (a *app) tailOnce(c *cobra.Command, in *bullav1.TailRequest) error {
+	silence := a.timeout
+	if in.GetFollow() {
+		silence = 0 // is no fault then
+	}
+	return a.withStream(c, silence, func(ctx context.Context, conn *grpc.ClientConn, alive func()) error {
+		stream, err := bullav1.NewAuditClient(conn).Tail(ctx, in)
+		if err != nil {
+			return err
+		}
+		for {
+			e, err := stream.Recv()
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			alive()
+			if err := a.printEvent(e); err != nil {
+				return err
+			}
+			in.From = e.GetIndex() + 1
+		}
+	})
+}
+
+// eventJSON is an event in JSON, with its canonical encoding as it is.
+type eventJSON struct {
+	Index int64           `json:"index"`
+	Event json.RawMessage `json:"event"`
+}
+
+func (a *app) printEvent(e *bullav1.AuditEvent) error {
+	decoded, err := event.Decode(e.GetEvent())
+	if err != nil {
+		return status.Errorf(codes.Internal, "event %d of the broker can't be read: %v", e.GetIndex(), err)
+	}
+	if a.json() {
+		return show.JSONLine(a.stdout, eventJSON{e.GetIndex(), e.GetEvent()})
+	}
+	who := pathOf(decoded.Subject)
+	if who == "" {
+		who = "-"
+	}
+	line := fmt.Sprintf("%6d  %s  %-20s  %s  %s", e.GetIndex(), decoded.Time.Time().UTC().Format("2006-01-02T15:04:05Z"),
+		show.Text(string(decoded.Body.EventType())), show.Text(who), show.Text(about(decoded.Body)))
+	_, err = fmt.Fprintln(a.stdout, strings.TrimRight(line, " "))
+	return err
+}
+
+// about says in a few words what an event is about. -o json has all of it.
+func about(body event.Body) string {
+	switch b := body.(type) {
+	case event.SessionIssued:
+		return fmt.Sprintf("%s@%d session %s", b.Secret, b.Version, b.Session)
+	case event.SessionConfirmed:
+		return "session " + b.Session.String()
+	case event.SessionRevoked:
+		return "session " + b.Session.String() + ": " + b.Reason
+	case event.SessionClosed:
+		return "session " + b.Session.String()
+	case event.SessionsExpired:
+		return fmt.Sprintf("%d sessions", len(b.Sessions))
+	case event.SessionsUnconfirmed:
+		return fmt.Sprintf("%d sessions", len(b.Sessions))
+	case event.DecisionDenied:
+		return b.Decision.Action + " " + b.Decision.Effect
+	case event.OperationPermitted:
+		return b.Decision.Action
+	case event.SecretPut:
+		return fmt.Sprintf("%s@%d class %s", b.Name, b.Version, b.Class)
+	default:
+		return aboutSystem(body)
+	}
+}
+
+// aboutSystem is about for what has to do with devices, keys and the ledger itself.
+func aboutSystem(body event.Body) string {
+	switch b := body.(type) {
+	case event.DeviceEnrolled:
+		return b.Device
+	case event.DeviceRevoked:
+		return b.Device + ": " + b.Reason
+	case event.AttestationAppraised:
+		return b.Device
+	case event.AttestationRefused:
+		return b.Kind + ": " + b.Reason
+	case event.RevisionActivated:
+		return fmt.Sprintf("revision %d %s", b.Sequence, show.Shorten(b.Digest.String(), 15))
+	case event.Genesis:
+		return b.Origin
+	case event.KeyIntroduced:
+		return b.Use + " " + b.KeyID
+	case event.KeyRetired:
+		return b.KeyID
+	case event.InstanceBound:
+		return b.Instance
+	case event.RefusalsCounted:
+		return fmt.Sprintf("%d times: %s", b.Count, b.Limit)
+	case event.RequestRefused:
+		return b.Check + " " + b.Method
+	}
+	return ""
+}

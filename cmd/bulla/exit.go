@@ -1,0 +1,188 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/certs"
+	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
+)
+
+// The exit codes. Scripts rely on them.
+const (
+	exitDone         = 0
+	exitFailed       = 1
+	exitUsage        = 2
+	exitDenied       = 3
+	exitUnavailable  = 4
+	exitVerification = 5
+)
+
+// usageError says that the command line, or the environment that belongs to it, can't work as it stands.
+type usageError struct{ text string }
+
+func (e *usageError) Error() string { return e.text }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// reported ends a command whose answer has been printed already, and says how it went.
+type reported struct{ code int }
+
+func (e *reported) Error() string { return fmt.Sprintf("exit code %d", e.code) }
+
+// outcome is what a kind of error means for the exit code, and what a person can do about it.
+type outcome struct {
+	err  error
+	code int
+	hint string
+}
+
+// outcomes are tried in this order: what is wrapped deeper in an error may be of another kind.
+func outcomes() []outcome {
+	return []outcome{
+		{client.ErrReceipt, exitFailed, "get it again: the session that was opened for it ends by itself"},
+		{context.Canceled, exitFailed, ""},
+		{client.ErrVerification, exitVerification, "nothing of it was used; compare the broker's address and SPIFFE ID with what its operator gave you"},
+		{proofs.ErrVerification, exitVerification, "keep it as it is, and get the log's key and a checkpoint in another way to compare with"},
+		{client.ErrConfig, exitUsage, "see `bulla doctor`"},
+		{certs.ErrConfig, exitUsage, "see `bulla doctor`"},
+		{device.ErrAddress, exitUsage, "a TPM's address is unix:PATH or device:PATH, such as device:/dev/tpmrm0"},
+		{proofs.ErrKey, exitUsage, "the log's key is the file log.pub that the broker writes"},
+		{client.ErrNotFound, exitFailed, ""},
+		{client.ErrEnded, exitFailed, ""},
+		{client.ErrInvalid, exitFailed, ""},
+		{certs.ErrNoIdentity, exitUnavailable, "is there a registration entry for this process? See `bulla doctor`"},
+		{certs.ErrUnavailable, exitUnavailable, "is the SPIRE agent, or `bulla dev`, running behind SPIFFE_ENDPOINT_SOCKET? See `bulla doctor`"},
+		{certs.ErrUnexpectedID, exitUnavailable, "somebody else answers at this address: set BULLA_SERVER_ID to the broker's SPIFFE ID"},
+		{certs.ErrExpired, exitUnavailable, "compare the clocks of both machines: see `bulla doctor`"},
+		{certs.ErrNotYetValid, exitUnavailable, "compare the clocks of both machines: see `bulla doctor`"},
+		{certs.ErrUntrusted, exitUnavailable, "see `bulla doctor`"},
+		{device.ErrUnavailable, exitUnavailable, "is BULLA_TPM the address of a TPM that this user may use? See `bulla doctor`"},
+		{errTimeout, exitUnavailable, "raise --timeout, or see `bulla doctor`"},
+		{context.DeadlineExceeded, exitUnavailable, "raise --timeout, or see `bulla doctor`"},
+		{client.ErrUnavailable, exitUnavailable, "is the broker running? See `bulla doctor`"},
+	}
+}
+
+// judge returns what an error means.
+func judge(err error) outcome {
+	var wrong *usageError
+	if errors.As(err, &wrong) {
+		return outcome{err, exitUsage, ""}
+	}
+	var refused *client.Refusal
+	if errors.As(err, &refused) && !errors.Is(err, client.ErrReceipt) {
+		switch {
+		case refused.Decision != "" || refused.Code == codes.PermissionDenied:
+			return outcome{err, exitDenied, denialHint(refused)}
+		case refused.Code == codes.Canceled || refused.Code == codes.Internal || refused.Code == codes.Unknown:
+			return outcome{err, exitFailed, ""}
+		case refused.Code == codes.DeadlineExceeded:
+			return outcome{err, exitUnavailable, "raise --timeout, or see `bulla doctor`"}
+		}
+	}
+	for _, o := range outcomes() {
+		if errors.Is(err, o.err) {
+			return o
+		}
+	}
+	return outcome{err, exitFailed, ""}
+}
+
+// denialHint says what would help against a denial, as far as the caller was told.
+func denialHint(r *client.Refusal) string {
+	var want struct {
+		Attestation *struct{} `json:"attestation"`
+		Factor      *struct{} `json:"factor"`
+		Approval    *struct{} `json:"approval"`
+	}
+	_ = json.Unmarshal(r.Requires, &want) // what is not understood is printed as it is
+	switch {
+	case want.Factor != nil:
+		return "the policy wants a further factor for this identity"
+	case want.Approval != nil:
+		return "the policy wants somebody else's approval"
+	case want.Attestation != nil:
+		return "the policy wants a fresh attestation of a device that is enrolled for this identity: set BULLA_TPM to a TPM's address"
+	case len(r.Reasons) == 0 && r.SupportID != "":
+		return "an auditor of the broker finds the reasons under the support id, with `bulla audit tail`"
+	}
+	return ""
+}
+
+// denial is a denied request in JSON.
+type denial struct {
+	Decision  string          `json:"decision"`
+	Reasons   []string        `json:"reasons"`
+	Requires  json.RawMessage `json:"requires"`
+	SupportID string          `json:"support_id"`
+}
+
+func newDenial(r *client.Refusal) denial {
+	d := denial{Decision: r.Decision, Reasons: r.Reasons, Requires: r.Requires, SupportID: r.SupportID}
+	if d.Decision == "" {
+		d.Decision = "DENY"
+	}
+	if d.Reasons == nil {
+		d.Reasons = []string{}
+	}
+	if len(d.Requires) == 0 || !json.Valid(d.Requires) {
+		d.Requires = json.RawMessage("null")
+	}
+	return d
+}
+
+// failure is any other error in JSON.
+type failure struct {
+	Error    string `json:"error"`
+	ExitCode int    `json:"exit_code"`
+}
+
+// finish says what went wrong, if anything did, and returns the exit code.
+func (a *app) finish(err error) int {
+	if err == nil {
+		return exitDone
+	}
+	var done *reported
+	if errors.As(err, &done) {
+		return done.code
+	}
+	o := judge(err)
+	fmt.Fprintf(a.stderr, "bulla: %s\n", show.Lines(sentence(err)))
+	var refused *client.Refusal
+	denied := o.code == exitDenied && errors.As(err, &refused)
+	if denied && len(refused.Requires) > 0 {
+		fmt.Fprintf(a.stderr, "  it would take: %s\n", show.Text(string(refused.Requires)))
+	}
+	if o.hint != "" {
+		fmt.Fprintf(a.stderr, "  %s\n", o.hint)
+	}
+	if !a.json() {
+		return o.code
+	}
+	var answer any = failure{sentence(err), o.code}
+	if denied {
+		answer = newDenial(refused)
+	}
+	if err := show.JSON(a.stdout, answer); err != nil {
+		fmt.Fprintf(a.stderr, "bulla: write the answer: %s\n", show.Text(err.Error()))
+	}
+	return o.code
+}
+
+// sentence is an error's text without words that only its programmer needs.
+func sentence(err error) string {
+	text := err.Error()
+	if errors.Is(err, context.Canceled) {
+		return "interrupted"
+	}
+	return strings.ReplaceAll(text, "certs: ", "")
+}
