@@ -12,8 +12,6 @@ import (
 	"testing"
 	"time"
 
-	"golang.org/x/mod/sumdb/tlog"
-
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/ledger/event"
 )
@@ -237,5 +235,3 @@ func writeFile(t testing.TB, path string, content []byte) {
 		t.Fatal(err)
 	}
 }
-
-var _ tlog.HashReader = hashReader(nil)

@@ -125,7 +125,8 @@ func reason(err error) string {
 	return strings.TrimPrefix(err.Error(), proofs.ErrVerification.Error()+": ")
 }
 
-// walk refuses everything in the directory that an export of this size does not have.
+// walk refuses everything in the directory that an export of this size does not have. Whether what it has are files is
+// seen when they are opened.
 func (v *verifier) walk(ctx context.Context) error {
 	needed := v.directories()
 	return fs.WalkDir(v.root.FS(), ".", func(name string, d fs.DirEntry, err error) error {
@@ -139,8 +140,6 @@ func (v *verifier) walk(ctx context.Context) error {
 				return faultIn(name, "a directory that does not belong to an export of %d entries", v.checkpoint.Size)
 			}
 			return nil
-		case !d.Type().IsRegular():
-			return faultIn(name, "it is not a regular file (%s)", d.Type())
 		case name != checkpointName && name != manifestName && !tiles.Has(v.checkpoint.Size, name):
 			return faultIn(name, "a file that does not belong to an export of %d entries", v.checkpoint.Size)
 		}
@@ -193,7 +192,7 @@ func (v *verifier) read(name string, limit int64) ([]byte, error) {
 	return content.Bytes(), nil
 }
 
-// open opens a file that has to be there.
+// open opens a file that has to be there, and to be one: no link, no pipe.
 func (v *verifier) open(name string) (*os.File, error) {
 	info, err := v.root.Lstat(name)
 	if err == nil && !info.Mode().IsRegular() {

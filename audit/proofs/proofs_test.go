@@ -113,6 +113,9 @@ func TestCheckpointRefusesOtherLines(t *testing.T) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
+	if _, err := s.Key().Open(sign(c.Text(), s, other)); err == nil || !strings.Contains(err.Error(), "signature line") {
+		t.Errorf("a second signature is not called one: %v", err)
+	}
 	if _, err := (Key{}).Open(raw); !errors.Is(err, ErrVerification) {
 		t.Errorf("the zero key opened a checkpoint: %v", err)
 	}
@@ -164,7 +167,7 @@ func TestSignerShowsNoSecret(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret := skey[strings.LastIndex(skey, "+")+1:]
+	secret := strings.SplitN(skey, "+", 5)[4]
 	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
 		if got := fmt.Sprintf(verb, s); strings.Contains(got, secret) || strings.Contains(got, fmt.Sprintf("%x", secret)) {
 			t.Errorf("%s shows the secret: %s", verb, got)

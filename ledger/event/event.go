@@ -71,10 +71,33 @@ func (e Event) Encode() ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", e.Body.EventType(), err)
 	}
+	if replaced(out) {
+		return nil, fmt.Errorf("encode event %s: %w: a text is not UTF-8", e.Body.EventType(), ErrMalformed)
+	}
 	if len(out) > MaxSize {
 		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", e.Body.EventType(), ErrMalformed, len(out), MaxSize)
 	}
 	return out, nil
+}
+
+// replaced reports whether encoding/json put the escape of U+FFFD where a text was not UTF-8: it writes a
+// U+FFFD that stood there as it is, and Decode would refuse the escape.
+func replaced(data []byte) bool {
+	escape := []byte(`\ufffd`)
+	for at := 0; ; at++ {
+		i := bytes.Index(data[at:], escape)
+		if i < 0 {
+			return false
+		}
+		at += i
+		slashes := 0
+		for slashes < at && data[at-slashes-1] == '\\' {
+			slashes++
+		}
+		if slashes%2 == 0 { // else the backslash is itself an escaped one
+			return true
+		}
+	}
 }
 
 // Decode reads a canonical encoding; anything else (unknown or repeated fields, other order or space,

@@ -1,0 +1,127 @@
+package audit
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/bulla-project/bulla/audit/proofs"
+)
+
+func TestExportRefuses(t *testing.T) {
+	s := newSigner(t)
+	src := newLedger(t, s.Key(), 300)
+	checkpoint := sign(t, s, src)
+	altered := src.prefix(300)
+	altered.records[7].ReplySalt[0] ^= 1
+	swapped := src.prefix(300)
+	swapped.records[7], swapped.records[8] = swapped.records[8], swapped.records[7]
+	failed := src.prefix(300)
+	failed.err = errDisk
+	empty, err := s.Sign(proofs.Checkpoint{Origin: testOrigin, Root: oracleRoot(nil)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tt := range map[string]struct {
+		cfg  ExportConfig
+		want error
+	}{
+		"fewer events":      {ExportConfig{Checkpoint: checkpoint, Key: s.Key(), Events: src.prefix(299)}, proofs.ErrVerification},
+		"other events":      {ExportConfig{Checkpoint: checkpoint, Key: s.Key(), Events: altered}, proofs.ErrVerification},
+		"swapped events":    {ExportConfig{Checkpoint: checkpoint, Key: s.Key(), Events: swapped}, ErrGap},
+		"other key":         {ExportConfig{Checkpoint: checkpoint, Key: newSigner(t).Key(), Events: src}, proofs.ErrVerification},
+		"empty log":         {ExportConfig{Checkpoint: empty, Key: s.Key(), Events: src}, ErrEmpty},
+		"source that fails": {ExportConfig{Checkpoint: checkpoint, Key: s.Key(), Events: failed}, errDisk},
+	} {
+		parent := t.TempDir()
+		if _, err := Export(t.Context(), filepath.Join(parent, "x"), tt.cfg); !errors.Is(err, tt.want) {
+			t.Errorf("%s: %v, want %v", name, err, tt.want)
+		}
+		if left, err := os.ReadDir(parent); err != nil || len(left) != 0 {
+			t.Errorf("%s: something was left behind: %v, %v", name, left, err)
+		}
+	}
+	dir := t.TempDir()
+	if _, err := Export(t.Context(), dir, ExportConfig{Checkpoint: checkpoint, Key: s.Key(), Events: src}); err == nil || !strings.Contains(err.Error(), "exists") {
+		t.Errorf("an existing directory: %v", err)
+	}
+	// More events than the checkpoint signs are not exported.
+	parent := filepath.Join(t.TempDir(), "x")
+	if _, err := Export(t.Context(), parent, ExportConfig{Checkpoint: sign(t, s, src.prefix(256)), Key: s.Key(), Events: src}); err != nil {
+		t.Fatal(err)
+	}
+	if r, fault := verify(t, parent, s.Key(), VerifyOptions{}); fault != nil || r.Size != 256 {
+		t.Errorf("%v, %+v", fault, r)
+	}
+}
+
+func TestLine(t *testing.T) {
+	src := newLedger(t, newSigner(t).Key(), 10)
+	for _, r := range src.records {
+		line := appendLine(nil, r)
+		got, err := parseLine(line)
+		if err != nil || got.Leaf() != r.Leaf() || got.Index != r.Index {
+			t.Errorf("event %d: %v", r.Index, err)
+		}
+		if !json.Valid(line) {
+			t.Errorf("event %d: the line is not JSON", r.Index)
+		}
+	}
+	good := string(appendLine(nil, src.records[1]))
+	for name, bad := range map[string]string{
+		"empty": "", "no newline": strings.TrimSuffix(good, "\n"), "index with zero": strings.Replace(good, `:1,`, `:01,`, 1), "negative index": strings.Replace(good, `:1,`, `:-1,`, 1),
+		"space": strings.Replace(good, `:1,`, `: 1,`, 1), "other field": strings.Replace(good, "reply_salt", "reply_malt", 1), "upper case": upperSalt(good), "salt too long": strings.Replace(good, `"event_salt":"`, `"event_salt":"ab`, 1),
+		"zero reply":      string(appendLine(nil, src.records[2]))[:0] + strings.Replace(string(appendLine(nil, src.records[2])), `"reply":""`, `"reply":"`+strings.Repeat("0", 64)+`"`, 1),
+		"index too large": strings.Replace(good, `:1,`, `:9223372036854775808,`, 1), "index too long": strings.Replace(good, `:1,`, `:`+strings.Repeat("9", 100)+`,`, 1), "too long": good[:len(good)-2] + strings.Repeat(" ", maxLine) + "}\n",
+	} {
+		if _, err := parseLine([]byte(bad)); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// upperSalt writes the event salt of a line with capital digits.
+func upperSalt(line string) string {
+	at := strings.Index(line, lineEventSalt) + len(lineEventSalt)
+	return line[:at] + strings.ToUpper(line[at:at+64]) + line[at+64:]
+}
+
+func FuzzLine(f *testing.F) {
+	src := newLedger(f, newSigner(f).Key(), 4)
+	for _, r := range src.records {
+		f.Add(appendLine(nil, r))
+	}
+	f.Add([]byte(lineIndex))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := parseLine(data)
+		if err == nil && !bytes.Equal(appendLine(nil, r), data) {
+			t.Errorf("%q is not canonical", data)
+		}
+	})
+}
+
+func FuzzManifest(f *testing.F) {
+	m := Manifest{Origin: testOrigin, Size: 3, Files: []File{listed(checkpointName, []byte("x")), listed("tile/0/000.p/3", nil)}}
+	raw, err := m.Encode()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(raw)
+	f.Add([]byte(`{"format":"bulla-export/v1"}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		m, err := ParseManifest(data)
+		if err != nil {
+			if !errors.Is(err, ErrManifest) {
+				t.Errorf("error without the sentinel: %v", err)
+			}
+			return
+		}
+		if again, err := m.Encode(); err != nil || !bytes.Equal(again, data) {
+			t.Errorf("%q is not canonical: %v", data, err)
+		}
+	})
+}
