@@ -81,6 +81,7 @@ type Log struct {
 	tree    frontier   // what head signs
 	outside []byte     // what the copy outside held when it was last read or written
 	fault   error      // why nothing is signed any more
+	closed  bool
 }
 
 type head struct {
@@ -90,7 +91,8 @@ type head struct {
 
 // Integrate brings all leaves that the source has into the log, and returns the newest checkpoint once it is
 // durable, its copy outside included. It returns ErrEmpty while there is no event at all, an error of the source as it
-// is (call again later), and ErrRollback, ErrGap or ErrStopped for ever after the first of them.
+// is (call again later), and ErrRollback, ErrGap or ErrStopped for ever after the first of them; only Recover
+// ends an ErrStopped.
 func (l *Log) Integrate(ctx context.Context) (proofs.Checkpoint, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -104,6 +106,32 @@ func (l *Log) Integrate(ctx context.Context) (proofs.Checkpoint, error) {
 		return proofs.Checkpoint{}, ErrEmpty
 	}
 	return h.checkpoint, nil
+}
+
+// Recover goes on after ErrStopped, in the way of Open: it believes the newest checkpoint on the disk alone, writes
+// anew what a failed write may have left behind it, and compares the source with what was signed. Its error wraps
+// ErrStopped while that does not work, such as on a disk that is still full; call again later. What is wrong for ever
+// (ErrRollback, ErrGap, Close) stays wrong. It does nothing where nothing has stopped, and signs nothing.
+func (l *Log) Recover(ctx context.Context) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.fault == nil {
+		return nil
+	}
+	if l.closed || !errors.Is(l.fault, ErrStopped) {
+		return l.fault
+	}
+	err := l.recover(ctx)
+	switch {
+	case err == nil:
+		l.fault = nil
+	case fatal(err):
+		l.fault = err
+	default:
+		err = fmt.Errorf("%w: recover: %w", ErrStopped, err)
+	}
+	l.note(err)
+	return err
 }
 
 // catchUp integrates and signs until the source has no more. The caller holds mu.
@@ -232,6 +260,14 @@ func (l *Log) Health() error {
 	return nil
 }
 
+// Stopped returns why nothing is signed any more, or nil. It is cheap enough to ask at every call.
+func (l *Log) Stopped() error {
+	if err := l.Health(); fatal(err) {
+		return err
+	}
+	return nil
+}
+
 // Checkpoint returns the newest signed checkpoint, or nil while there is none. The caller does not change it.
 func (l *Log) Checkpoint() []byte {
 	if h := l.head.Load(); h != nil {
@@ -297,6 +333,7 @@ func (l *Log) Tile(t tiles.Tile) ([]byte, error) {
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.closed = true
 	if l.fault == nil {
 		l.fault = fmt.Errorf("%w: it is closed", ErrStopped)
 	}

@@ -194,10 +194,78 @@ func TestFailedWrites(t *testing.T) {
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
 			}
+			if err := l.Recover(t.Context()); !errors.Is(err, ErrStopped) {
+				t.Errorf("Recover of a closed log: %v", err)
+			}
 			unblock(t, filepath.Join(dir, checkpointName))
 			check(t, dir, outside, s, now, want)
 		})
 	}
+}
+
+// TestRecover: a log that has stopped goes on in place once writing works again, with what Open would have made; it
+// says that it has stopped until then, and what was signed stays provable.
+func TestRecover(t *testing.T) {
+	s := newSigner(t)
+	src := newLedger(t, s.Key(), 300)
+	grown := src.prefix(300)
+	grown.grow(t, s.Key(), 900)
+	want := reference(t, s, grown)
+	for name, hashes := range map[string]*failing{
+		"nothing of the hashes written": {write: 1}, "half of them": {write: 1, keep: 0.51}, "fsync fails": {sync: 1}, "the checkpoint": nil,
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir, outside := t.TempDir(), filepath.Join(t.TempDir(), "checkpoint")
+			now := src.prefix(300)
+			l, err := Open(t.Context(), Config{Dir: dir, Origin: testOrigin, Signer: s, Source: now, OutsideCheckpoint: outside})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := l.Integrate(t.Context()); err != nil || l.Recover(t.Context()) != nil || l.Stopped() != nil {
+				t.Fatalf("a log that works: %v", err)
+			}
+			if hashes != nil {
+				hashes.hashFile = l.hashes
+				l.hashes = hashes
+			} else {
+				block(t, filepath.Join(dir, checkpointName))
+			}
+			now.records, now.leaves = grown.records, grown.leaves
+			if _, err := l.Integrate(t.Context()); !errors.Is(err, ErrStopped) || !errors.Is(l.Stopped(), ErrStopped) {
+				t.Fatalf("Integrate: %v, Stopped: %v", err, l.Stopped())
+			}
+			if hashes == nil {
+				if err := l.Recover(t.Context()); !errors.Is(err, ErrStopped) || !errors.Is(l.Stopped(), ErrStopped) {
+					t.Errorf("Recover while writing still fails: %v", err)
+				}
+			}
+			unblock(t, filepath.Join(dir, checkpointName))
+			if err := l.Recover(t.Context()); err != nil || l.Stopped() != nil {
+				t.Fatalf("Recover: %v", err)
+			}
+			if got, err := l.Integrate(t.Context()); err != nil || got.Size != int64(len(grown.leaves)) {
+				t.Errorf("Integrate: %+v, %v", got, err)
+			}
+			if err := l.Close(); err != nil {
+				t.Fatal(err)
+			}
+			check(t, dir, outside, s, now, want)
+		})
+	}
+	t.Run("a rollback stays one", func(t *testing.T) {
+		now := grown.prefix(900)
+		l := openLog(t, t.TempDir(), s, now)
+		if _, err := l.Integrate(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		now.records, now.leaves = src.records, src.leaves
+		if _, err := l.Integrate(t.Context()); !errors.Is(err, ErrRollback) {
+			t.Fatal(err)
+		}
+		if err := l.Recover(t.Context()); !errors.Is(err, ErrRollback) || !errors.Is(l.Stopped(), ErrRollback) {
+			t.Errorf("Recover: %v", err)
+		}
+	})
 }
 
 // block puts a directory that is not empty in the place of a file, so that no rename replaces it; unblock undoes it.

@@ -48,6 +48,9 @@ func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bu
 		if err != nil {
 			return s.answer(ctx, op.caller, err)
 		}
+		if err := s.stillHolds(op); err != nil {
+			return err
+		}
 		for _, e := range entries {
 			if err := out.Send(&bullav1.AuditEvent{Index: e.Index, Event: e.Encoding}); err != nil {
 				return err
@@ -77,11 +80,19 @@ func (s auditor) waitFor(ctx context.Context, op operation, more <-chan struct{}
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
-			if _, err := s.peers.Check(op.conn.chain, s.now()); err != nil {
-				return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v; connect again", cause(err))
+			if err := s.stillHolds(op); err != nil {
+				return err
 			}
 		}
 	}
+}
+
+// stillHolds judges the certificate behind a stream as of now.
+func (s auditor) stillHolds(op operation) error {
+	if _, err := s.peers.Check(op.conn.chain, s.now()); err != nil {
+		return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v; connect again", cause(err))
+	}
+	return nil
 }
 
 // Export streams the newest checkpoint and all events that it covers.
@@ -110,8 +121,8 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 			next = e.Index + 1
 			item.Records = append(item.Records, recordReply(e))
 		}
-		if _, held := s.peers.Check(op.conn.chain, s.now()); held != nil {
-			return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v", cause(held))
+		if held := s.stillHolds(op); held != nil {
+			return held
 		}
 		err = out.Send(item)
 	}

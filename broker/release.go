@@ -35,6 +35,9 @@ func (b *Broker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*bulla
 
 // release decides on a proven request and delivers, or refuses.
 func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bullav1.DeliverReply, error) {
+	if err := b.tree.Stopped(); err != nil { // what no signed log will ever hold does not leave
+		return nil, err
+	}
 	asked, err := b.ask(ctx, now, who) // strictly parsed
 	if err != nil {
 		return nil, err

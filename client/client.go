@@ -158,7 +158,8 @@ func (c *Client) open(ctx context.Context) (err error) {
 	}
 	c.wire = newWire(c.source, c.serverID)
 	c.conn, err = grpc.NewClient("passthrough:///"+c.cfg.Address,
-		grpc.WithTransportCredentials(c.wire), grpc.WithDisableRetry(), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
+		grpc.WithTransportCredentials(c.wire), grpc.WithDisableRetry(), grpc.WithUnaryInterceptor(c.wire.unary),
+		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
 		grpc.WithConnectParams(connectParams(c.cfg.ConnectTimeout)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 10 * time.Second}))
 	if err != nil {

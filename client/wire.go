@@ -14,7 +14,9 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/peer"
 
 	"github.com/bulla-project/bulla/certs"
 )
@@ -29,6 +31,7 @@ const maxKept = 256
 // it and end with it.
 type channel struct {
 	credentials.TLSInfo
+	conn     net.Conn
 	exporter [32]byte
 	leaf     *x509.Certificate
 	key      crypto.Signer // of leaf
@@ -102,7 +105,7 @@ func (w *wire) ClientHandshake(ctx context.Context, authority string, raw net.Co
 	secured, info, err := credentials.NewTLS(cfg).ClientHandshake(ctx, authority, raw)
 	if err == nil {
 		var ch *channel
-		if ch, err = newChannel(info, shown); err == nil {
+		if ch, err = newChannel(secured, info, shown); err == nil {
 			w.set(ch, nil)
 			return secured, ch, nil
 		}
@@ -112,7 +115,7 @@ func (w *wire) ClientHandshake(ctx context.Context, authority string, raw net.Co
 	return nil, nil, err
 }
 
-func newChannel(info credentials.AuthInfo, shown *tls.Certificate) (*channel, error) {
+func newChannel(conn net.Conn, info credentials.AuthInfo, shown *tls.Certificate) (*channel, error) {
 	tlsInfo, ok := info.(credentials.TLSInfo)
 	if !ok || shown == nil {
 		return nil, errors.New("the broker did not ask for a client certificate")
@@ -129,7 +132,7 @@ func newChannel(info credentials.AuthInfo, shown *tls.Certificate) (*channel, er
 	if err != nil {
 		return nil, fmt.Errorf("channel binding: %w", err)
 	}
-	return &channel{TLSInfo: tlsInfo, exporter: [32]byte(exporter), leaf: leaf, key: key}, nil
+	return &channel{TLSInfo: tlsInfo, conn: conn, exporter: [32]byte(exporter), leaf: leaf, key: key}, nil
 }
 
 func (w *wire) set(ch *channel, failure error) {
@@ -151,6 +154,20 @@ func (w *wire) drop(ch *channel) {
 	if w.current == ch {
 		w.current = nil
 	}
+}
+
+// unary ends a connection whose certificate the broker does not take any more: the SVID has ended or its
+// authority is gone. gRPC would go on using the connection, and each call on it would be refused; the next one
+// connects with the SVID of then.
+func (w *wire) unary(ctx context.Context, method string, in, out any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	var p peer.Peer
+	err := invoke(ctx, method, in, out, cc, append(opts[:len(opts):len(opts)], grpc.Peer(&p))...)
+	var refused *Refusal
+	if ch, ok := p.AuthInfo.(*channel); ok && errors.As(FromStatus(err), &refused) && refused.Code == codes.Unauthenticated && refused.Check == "identity" {
+		w.drop(ch)
+		_ = ch.conn.Close() // it is given up either way
+	}
+	return err
 }
 
 // cause is why the last handshake failed, if it did.

@@ -13,22 +13,16 @@ const (
 	maxBlobs    = 16 << 20 // bytes
 )
 
-// cachedRow is a row with its decoded value; a Seq of 0 says that there is no such row.
-type cachedRow struct {
-	row   Row
-	value any // nil: not decoded yet
-}
-
 // rowCache keeps hot rows, and sealed values. It may be behind for the moment between a commit and its
 // publication, which preconditions make harmless, but it never stays behind: a row that a reader brings is
 // kept only if nothing of its kind was committed since before the reader took its snapshot.
 type rowCache struct {
 	mu       sync.RWMutex
-	rows     map[RowKey]cachedRow // guarded
-	sessions map[RowKey]cachedRow // guarded; filled by commits only
-	epochs   map[Kind]uint64      // guarded: how many rows of a kind were changed
-	blobs    map[blobKey][]byte   // guarded
-	bytes    int                  // guarded: in blobs
+	rows     map[RowKey]Row     // guarded; a Seq of 0 says that there is no such row
+	sessions map[RowKey]Row     // guarded; filled by commits only
+	epochs   map[Kind]uint64    // guarded: how many rows of a kind were changed
+	blobs    map[blobKey][]byte // guarded
+	bytes    int                // guarded: in blobs
 }
 
 type blobKey struct {
@@ -38,12 +32,12 @@ type blobKey struct {
 
 func newRowCache() rowCache {
 	return rowCache{
-		rows: map[RowKey]cachedRow{}, sessions: map[RowKey]cachedRow{}, epochs: map[Kind]uint64{}, blobs: map[blobKey][]byte{},
+		rows: map[RowKey]Row{}, sessions: map[RowKey]Row{}, epochs: map[Kind]uint64{}, blobs: map[blobKey][]byte{},
 	}
 }
 
 // get returns a row and the epoch of its kind, which add asks for.
-func (c *rowCache) get(key RowKey) (row cachedRow, ok bool, epoch uint64) {
+func (c *rowCache) get(key RowKey) (row Row, ok bool, epoch uint64) {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
 	if key.Kind == KindSession {
@@ -55,16 +49,10 @@ func (c *rowCache) get(key RowKey) (row cachedRow, ok bool, epoch uint64) {
 }
 
 // add keeps a row that was read from a snapshot taken after epoch was got.
-func (c *rowCache) add(key RowKey, row cachedRow, epoch uint64) {
+func (c *rowCache) add(key RowKey, row Row, epoch uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if key.Kind == KindSession {
-		if old, ok := c.sessions[key]; ok && old.row.Seq == row.row.Seq {
-			c.sessions[key] = row // decoded now
-		}
-		return
-	}
-	if c.epochs[key.Kind] == epoch {
+	if key.Kind != KindSession && c.epochs[key.Kind] == epoch {
 		evict(c.rows, maxRows)
 		c.rows[key] = row
 	}
@@ -78,16 +66,16 @@ func (c *rowCache) update(rows []Row) {
 		c.epochs[r.Kind]++
 		if r.Kind == KindSession {
 			evict(c.sessions, maxSessions)
-			c.sessions[r.RowKey] = cachedRow{row: r}
+			c.sessions[r.RowKey] = r
 			continue
 		}
 		evict(c.rows, maxRows)
-		c.rows[r.RowKey] = cachedRow{row: r}
+		c.rows[r.RowKey] = r
 	}
 }
 
 // evict makes room by dropping an eighth, in the random order of maps.
-func evict(m map[RowKey]cachedRow, limit int) {
+func evict(m map[RowKey]Row, limit int) {
 	if len(m) < limit {
 		return
 	}

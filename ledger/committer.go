@@ -106,10 +106,11 @@ func (l *Ledger) bisect(ctx context.Context, batch []*waiter, cause error) error
 }
 
 // resolve finds out what became of a batch whose Append erred: the store is opened anew, and what it holds
-// is the answer. What it does not hold is tried again in halves.
+// is the answer. What it does not hold is tried again, in halves, and at last alone.
 func (l *Ledger) resolve(ctx context.Context, batch []*waiter, cause error) error {
 	lost, err := l.lookUp(ctx, batch)
 	if err != nil {
+		l.setSick(err) // before anybody hears of it
 		answer := fmt.Errorf("%w: %w", ErrUnavailable, cause)
 		if errors.Is(cause, ErrNotApplied) {
 			answer = fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrNotApplied, cause)
@@ -119,8 +120,12 @@ func (l *Ledger) resolve(ctx context.Context, batch []*waiter, cause error) erro
 		}
 		return fmt.Errorf("%w (after: %w)", err, cause)
 	}
-	if len(lost) == 0 {
+	switch {
+	case len(lost) == 0:
 		return nil
+	case len(lost) == 1 && !lost[0].again:
+		lost[0].again = true
+		return l.append(ctx, lost)
 	}
 	return l.bisect(ctx, lost, fmt.Errorf("the store failed: %v", cause))
 }
@@ -171,9 +176,8 @@ func (l *Ledger) recoverStore(ctx context.Context) error {
 
 // heal refuses commits until the store has recovered, and reports whether it has; false means closed.
 func (l *Ledger) heal(ctx context.Context, err error) bool {
-	if l.setSick(err) {
-		l.log.Error("ledger_unavailable", "error", err.Error())
-	}
+	l.setSick(err)
+	l.log.Error("ledger_unavailable", "error", err.Error())
 	l.queue.refuse(err)
 	for pause := firstRetry; ; pause = min(2*pause, lastRetry) {
 		timer := time.NewTimer(pause)
@@ -194,8 +198,8 @@ func (l *Ledger) heal(ctx context.Context, err error) bool {
 		l.setSick(err)
 		l.queue.refuse(err)
 	}
-	l.setSick(nil)
 	l.queue.accept()
+	l.setSick(nil)
 	l.log.Info("ledger_recovered")
 	return true
 }

@@ -10,8 +10,8 @@
 // The state are projections: rows that [Project], a pure function, makes from events alone. [Check] makes
 // them again from the events of a snapshot and names every difference, so that an edited row shows.
 //
-// A body is sealed as eventSalt ‖ replySalt ‖ encoding, with the event's id and subject as associated data.
-// Where a subject's key is destroyed, its events can't be read any more while the log still proves them.
+// A body is sealed as eventSalt ‖ replySalt ‖ reply digest ‖ encoding, all that opens the leaf's commitments,
+// with the event's id and subject as associated data. Where a subject's key is destroyed, its events can't be read any more while the log still proves them.
 //
 // What it does not do: it decides nothing, it builds no tree (package audit integrates the leaves), it does
 // not seal secret values (package keyring) and does not check receipts or signatures. Rows and ciphertexts
@@ -160,13 +160,11 @@ func (l *Ledger) grow(size int64) {
 	}
 }
 
-// setSick notes why the store can't be used, or (nil) that it can, and reports whether that is news.
-func (l *Ledger) setSick(err error) (news bool) {
+// setSick notes why the store can't be used, or (nil) that it can.
+func (l *Ledger) setSick(err error) {
 	l.state.Lock()
 	defer l.state.Unlock()
-	news = (l.state.sick == nil) != (err == nil)
 	l.state.sick = err
-	return news
 }
 
 // Commit makes c durable and returns where its event stands, or an error that wraps one of the sentinels.

@@ -94,10 +94,8 @@ func get[T any](p projection, kind Kind, key string) (v T, ok bool, err error) {
 	case err != nil:
 		return v, false, err
 	}
-	if err := event.Unmarshal(row.Value, &v); err != nil {
-		return v, false, fmt.Errorf("%w: row %s %q: %w", ErrTampered, kind, key, err)
-	}
-	return v, true, nil
+	v, err = decode[T](row)
+	return v, err == nil, err
 }
 
 func put[T any](p projection, kind Kind, key string, v T) error {
@@ -105,7 +103,7 @@ func put[T any](p projection, kind Kind, key string, v T) error {
 	if err != nil {
 		return refuse("row %s %q: %v", kind, key, err)
 	}
-	return p.tx.Put(Row{RowKey{kind, key}, value, p.seq, ""})
+	return p.tx.Put(NewRow(RowKey{kind, key}, value, p.seq))
 }
 
 func (p projection) secretPut(b event.SecretPut) error {
@@ -193,7 +191,9 @@ func (p projection) putSession(s session.Session) error {
 	if err != nil {
 		return refuse("session %s: %v", s.ID, err)
 	}
-	return p.tx.PutSession(s, Row{RowKey{KindSession, s.ID.String()}, value, p.seq, ""})
+	row := NewRow(RowKey{KindSession, s.ID.String()}, value, p.seq)
+	row.remember(s)
+	return p.tx.PutSession(s, row)
 }
 
 func (p projection) session(id event.ID, ev event.Event) error {

@@ -20,6 +20,7 @@ type waiter struct {
 	replySalt event.Salt
 	plain     []byte // of the body, in case it has to be sealed under another key
 	resealed  bool
+	again     bool // it was lost once, and is tried once more
 	done      chan struct{}
 
 	index int64

@@ -215,25 +215,20 @@ func with[T any](ctx context.Context, l *Ledger, f func(Snapshot) (T, error)) (T
 
 func read[T any](ctx context.Context, l *Ledger, kind Kind, key string) (v T, seq int64, err error) {
 	at := RowKey{kind, key}
-	cached, ok, epoch := l.cache.get(at)
+	row, ok, epoch := l.cache.get(at)
 	if !ok {
-		if cached.row, err = l.row(ctx, at); err != nil {
+		if row, err = l.row(ctx, at); err != nil {
 			return v, 0, err
 		}
+		l.cache.add(at, row, epoch)
 	}
-	if cached.row.Seq == 0 {
-		l.cache.add(at, cached, epoch)
+	if row.Seq == 0 {
 		return v, 0, fmt.Errorf("%s %q: %w", kind, key, ErrNotFound)
 	}
-	if cached.value != nil {
-		return cached.value.(T), cached.row.Seq, nil
+	if v, err = decode[T](row); err != nil {
+		return v, 0, err
 	}
-	if err := event.Unmarshal(cached.row.Value, &v); err != nil {
-		return v, 0, fmt.Errorf("%w: %s %q: %w", ErrTampered, kind, key, err)
-	}
-	cached.value = v
-	l.cache.add(at, cached, epoch)
-	return v, cached.row.Seq, nil
+	return v, row.Seq, nil
 }
 
 // row reads a row past the cache; a row that is not there has Seq 0.
@@ -243,7 +238,7 @@ func (l *Ledger) row(ctx context.Context, key RowKey) (Row, error) {
 		if errors.Is(err, ErrNotFound) {
 			return Row{RowKey: key}, nil
 		}
-		return row, err
+		return NewRow(key, row.Value, row.Seq), err
 	})
 }
 
@@ -282,8 +277,9 @@ func all[T any](ctx context.Context, l *Ledger, kind Kind, keep func(key string)
 func decodeRows[T any](rows []Row) ([]T, error) {
 	out := make([]T, len(rows))
 	for i, r := range rows {
-		if err := event.Unmarshal(r.Value, &out[i]); err != nil {
-			return nil, fmt.Errorf("%w: %s %q: %w", ErrTampered, r.Kind, r.Key, err)
+		var err error
+		if out[i], err = decode[T](r); err != nil {
+			return nil, err
 		}
 	}
 	return out, nil

@@ -13,7 +13,7 @@ import (
 
 const (
 	bodyLabel = "bulla-ledger-body/v1"
-	saltsSize = 2 * len(event.Salt{})
+	headSize  = 2*len(event.Salt{}) + len(event.Digest{}) // of a body: the salts and the reply's digest
 	// maxSubjects bounds the keys kept in memory, about 1 KiB each.
 	maxSubjects = 16384
 )
@@ -25,6 +25,7 @@ type Entry struct {
 	Event     event.Event
 	EventSalt event.Salt
 	ReplySalt event.Salt
+	Reply     event.Digest // zero: there was none
 	Encoding  []byte
 }
 
@@ -134,9 +135,10 @@ func (l *Ledger) prepare(ctx context.Context, c Commit) (*waiter, error) {
 		return nil, err
 	}
 	eventSalt, replySalt := event.NewSalt(), event.NewSalt()
-	plain := make([]byte, 0, saltsSize+len(encoding))
+	plain := make([]byte, 0, headSize+len(encoding))
 	plain = append(plain, eventSalt[:]...)
 	plain = append(plain, replySalt[:]...)
+	plain = append(plain, c.Reply[:]...)
 	plain = append(plain, encoding...)
 	w := &waiter{
 		record:    Record{Commit: c, Leaf: event.NewLeaf(encoding, eventSalt, c.Reply, replySalt), Subject: c.Event.Subject},
@@ -203,10 +205,11 @@ func (o *opener) open(ctx context.Context, s Stored) (Entry, error) {
 	if err != nil {
 		return Entry{}, fmt.Errorf("event %d: %w", s.Index, err)
 	}
-	e := Entry{Index: s.Index, Leaf: s.Leaf, Encoding: plain[saltsSize:]}
+	e := Entry{Index: s.Index, Leaf: s.Leaf, Encoding: plain[headSize:]}
 	copy(e.EventSalt[:], plain)
 	copy(e.ReplySalt[:], plain[len(e.EventSalt):])
-	if event.CommitEvent(e.Encoding, e.EventSalt) != s.Leaf.Event {
+	copy(e.Reply[:], plain[headSize-len(e.Reply):])
+	if event.NewLeaf(e.Encoding, e.EventSalt, e.Reply, e.ReplySalt) != s.Leaf {
 		return Entry{}, fmt.Errorf("%w: event %d is not what its leaf commits to", ErrTampered, s.Index)
 	}
 	if e.Event, err = event.Decode(e.Encoding); err != nil {
@@ -229,7 +232,7 @@ func (o *opener) decrypt(ctx context.Context, s Stored) (plain []byte, err error
 		}
 		plain, err = k.Open(s.Body, aad)
 	}
-	if err != nil || len(plain) < saltsSize {
+	if err != nil || len(plain) < headSize {
 		return nil, fmt.Errorf("%w: the body does not open", ErrTampered)
 	}
 	return plain, nil

@@ -3,6 +3,8 @@ package ledger
 import (
 	"context"
 	"errors"
+	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -81,6 +83,35 @@ type Row struct {
 	Seq   int64
 	// Fault is set by Snapshot.Rows when the columns by which the store finds the row disagree with Value.
 	Fault string
+
+	memo *atomic.Pointer[any] // Value decoded, shared by copies of the row
+}
+
+// NewRow returns a row that remembers its decoded value; stores that keep rows in memory make them with it.
+func NewRow(key RowKey, value []byte, seq int64) Row {
+	return Row{RowKey: key, Value: value, Seq: seq, memo: new(atomic.Pointer[any])}
+}
+
+// decode returns the value of a row. It is shared: nobody changes what it points to.
+func decode[T any](r Row) (v T, err error) {
+	if r.memo != nil {
+		if known := r.memo.Load(); known != nil {
+			if v, ok := (*known).(T); ok {
+				return v, nil
+			}
+		}
+	}
+	if err := event.Unmarshal(r.Value, &v); err != nil {
+		return v, fmt.Errorf("%w: %s %q: %w", ErrTampered, r.Kind, r.Key, err)
+	}
+	r.remember(v)
+	return v, nil
+}
+
+func (r Row) remember(v any) {
+	if r.memo != nil {
+		r.memo.Store(&v)
+	}
 }
 
 // Precondition demands that a row is still at Seq when the commit takes effect; 0 demands its absence.

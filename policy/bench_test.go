@@ -68,6 +68,22 @@ func BenchmarkJudge(b *testing.B) {
 	}
 }
 
+// BenchmarkTrivial is the same with a policy that always gives one constant: what the evaluator, the input and
+// the encoding cost by themselves, to hold beside BenchmarkJudge in the same run.
+func BenchmarkTrivial(b *testing.B) {
+	rev := open(b, answer(whole("PERMIT", "{}", "{}")))
+	s := attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)
+	cancel, stop := endAfter(b.Context(), 1e12)
+	defer stop()
+	b.ReportAllocs()
+	defer cpu(b)()
+	for b.Loop() {
+		if d := rev.judge(b.Context(), s, cancel); d.Effect != Permit {
+			b.Fatal(describe(d))
+		}
+	}
+}
+
 func BenchmarkInput(b *testing.B) {
 	rev := open(b, nil)
 	s := attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)

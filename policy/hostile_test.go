@@ -419,6 +419,8 @@ func TestBundleFilesAreStrict(t *testing.T) {
 		file, text, want string
 	}{
 		"manifest":           {fileManifest, "format: 2\nname: x\n", "format: 1"},
+		"manifest fraction":  {fileManifest, "format: 1.5\nname: x\n", "1.5"},
+		"zones alias":        {fileZones, "version: 1\nzones: &x []\n", "anchors"},
 		"manifest key":       {fileManifest, "format: 1\nname: x\nother: 1\n", "line 3"},
 		"zones twice":        {fileZones, "version: 1\nzones:\n- {name: loopback, cidrs: [127.0.0.0/8]}\n- {name: private, cidrs: [127.0.0.0/8]}\n", "already in zone"},
 		"zones host bits":    {fileZones, "version: 1\nzones:\n- {name: loopback, cidrs: [127.0.0.1/8]}\n", "canonical"},

@@ -17,8 +17,12 @@ const (
 	maxDataText = 16 << 10
 )
 
-// strictYAML decodes one document into a struct; unknown keys and further documents are refused.
+// strictYAML decodes one document into a struct; unknown keys, further documents and everything that data
+// can't hold (fractions, which the decoder would cut off, and aliases) are refused.
 func strictYAML(text []byte, into any) error {
+	if _, err := dataValue(text); err != nil {
+		return err
+	}
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
 	if err := dec.Decode(into); err != nil {

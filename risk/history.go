@@ -74,7 +74,11 @@ func (c Counter) read(now, halfLife int64) int64 {
 	if now <= c.At {
 		return max(0, min(c.Milli, maxMilli))
 	}
-	return decay(c.Milli, now-c.At, halfLife)
+	dt := now - c.At
+	if dt < 0 {
+		return 0 // it overflowed: longer ago than any count lasts
+	}
+	return decay(c.Milli, dt, halfLife)
 }
 
 func (c Counter) add(now, halfLife int64) Counter {

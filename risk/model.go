@@ -70,6 +70,9 @@ func ParseModel(text []byte) (Model, error) {
 	if len(text) > MaxModelSize {
 		return Model{}, fmt.Errorf("%w: it has %d bytes, at most %d are allowed", ErrModel, len(text), MaxModelSize)
 	}
+	if err := plainNodes(text); err != nil {
+		return Model{}, fmt.Errorf("%w: %w", ErrModel, err)
+	}
 	var file modelFile
 	dec := yaml.NewDecoder(bytes.NewReader(text))
 	dec.KnownFields(true)
@@ -90,6 +93,31 @@ func ParseModel(text []byte) (Model, error) {
 	m.digest = sha256.Sum256(append([]byte(digestLabel), canonical...))
 	m.valid = true
 	return m, nil
+}
+
+// plainNodes refuses what the decoder would take silently: fractions, which it cuts off to integers, and
+// aliases, of which a few lines can unfold without end.
+func plainNodes(text []byte) error {
+	var doc yaml.Node
+	if err := yaml.Unmarshal(text, &doc); err != nil {
+		return err
+	}
+	var walk func(n *yaml.Node) error
+	walk = func(n *yaml.Node) error {
+		if n.Kind == yaml.AliasNode || n.Anchor != "" {
+			return fmt.Errorf("line %d: anchors and aliases are not allowed", n.Line)
+		}
+		if n.Kind == yaml.ScalarNode && n.ShortTag() == "!!float" {
+			return fmt.Errorf("line %d: %q is not an integer", n.Line, n.Value)
+		}
+		for _, c := range n.Content {
+			if err := walk(c); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	return walk(&doc)
 }
 
 // Digest returns the SHA-256 of the model's content in hexadecimal; comments and layout do not count. It is

@@ -113,6 +113,8 @@ func (s *Server) softwareDevice(missing error) error {
 
 // enrol enrols the device for its owner through the broker, as operator, unless that was done before.
 func (s *Server) enrol(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, startWait)
+	defer cancel()
 	as := s.Client("operator")
 	as.ConnectTimeout = startWait
 	c, err := client.New(ctx, as)

@@ -153,8 +153,11 @@ func (s *Server) refused(err error) {
 		return
 	}
 	for _, f := range faults.Faults {
-		s.cfg.Log.Error("the policy directory was not taken up: the active revision stays",
-			"file", filepath.Join(s.paths.policy(), filepath.FromSlash(f.File)), "line", f.Line, "check", f.Check, "error", f.Message)
+		file := filepath.Join(s.paths.policy(), filepath.FromSlash(f.File))
+		if f.Line > 0 {
+			file = fmt.Sprintf("%s:%d", file, f.Line)
+		}
+		s.cfg.Log.Error("the policy directory was not taken up: the active revision stays", "file", file, "check", f.Check, "error", f.Message)
 	}
 }
 

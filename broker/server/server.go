@@ -41,6 +41,8 @@ const (
 	stopGrace = 5 * time.Second
 	// integrateEvery is the shortest time between two checkpoints.
 	integrateEvery = 100 * time.Millisecond
+	// recoverEvery is how long a log that could not be signed waits before it tries again.
+	recoverEvery = time.Second
 )
 
 // Options are what a configuration file can't say.
@@ -231,28 +233,47 @@ func (s *Server) Serve(ctx context.Context) error {
 	return errors.Join(err, s.close())
 }
 
-// integrate keeps the tree up to date while ctx lives, and once more at its end.
+// integrate keeps the tree up to date while ctx lives, and once more at its end. After a write that failed it
+// recovers the log, since nothing is delivered until then; a rollback stays what it is.
 func (s *Server) integrate(ctx context.Context) {
+	said := ""
 	for ctx.Err() == nil {
 		_, more := s.stores.ledger.Committed()
-		if _, err := s.tree.Integrate(ctx); err != nil && ctx.Err() == nil {
+		err := s.tree.Recover(ctx)
+		if err == nil {
+			_, err = s.tree.Integrate(ctx)
+		}
+		if err == nil {
+			said = ""
+			wait(ctx, integrateEvery, nil)
+			wait(ctx, 0, more)
+			continue
+		}
+		if text := err.Error(); text != said && ctx.Err() == nil {
 			s.log.Error("the log could not be signed", "error", err)
+			said = text
 		}
-		pause := time.NewTimer(integrateEvery)
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
-		select {
-		case <-ctx.Done():
-		case <-more:
-		}
+		wait(ctx, recoverEvery, nil)
 	}
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
 	defer cancel()
 	if _, err := s.tree.Integrate(last); err != nil {
 		s.log.Error("the log could not be signed", "error", err)
+	}
+}
+
+// wait returns after d (0: never), when wake is closed, or when ctx ends.
+func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) {
+	var over <-chan time.Time
+	if d > 0 {
+		timer := time.NewTimer(d)
+		defer timer.Stop()
+		over = timer.C
+	}
+	select {
+	case <-ctx.Done():
+	case <-over:
+	case <-wake:
 	}
 }
 

@@ -94,11 +94,8 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string) error
 	report, err := audit.Verify(ctx, dir, key, opts)
 	progress.Clear()
 	var fault *audit.Fault
-	if a.json() && errors.As(err, &fault) {
-		if err := show.JSON(a.stdout, faultReport{false, fault}); err != nil {
-			return err
-		}
-		return &reported{exitVerification}
+	if errors.As(err, &fault) {
+		return &answered{err, faultReport{false, fault}}
 	}
 	if err != nil {
 		return err

@@ -101,7 +101,16 @@ func checkConfig(cfg client.Config) error {
 		}
 	}
 	if cfg.TPM != "" && !strings.HasPrefix(cfg.TPM, "unix:/") && !strings.HasPrefix(cfg.TPM, "device:/") {
-		return usage("the address of the TPM (%s) is %q: %s", client.EnvTPM, cfg.TPM, "it has to be unix:/PATH or device:/PATH")
+		return usage("the address of the TPM (%s) is %q: it has to be unix:/PATH or device:/PATH", client.EnvTPM, cfg.TPM)
+	}
+	return nil
+}
+
+// checkTPM fails at once where there is no TPM: one that is only busy is waited for later.
+func checkTPM(address string) error {
+	_, path, _ := strings.Cut(address, ":")
+	if _, err := os.Stat(path); err != nil {
+		return fmt.Errorf("open the TPM (%s): %w: %w", client.EnvTPM, device.ErrUnavailable, err)
 	}
 	return nil
 }
@@ -116,11 +125,13 @@ func (a *app) connect(ctx context.Context, withDevice bool) (*client.Client, err
 	if !withDevice {
 		cfg.TPM, cfg.DeviceFile = "", ""
 	}
+	if cfg.TPM != "" {
+		if err := checkTPM(cfg.TPM); err != nil {
+			return nil, err
+		}
+	}
 	c, err := client.New(ctx, cfg)
 	if err != nil {
-		if ctx.Err() == nil && errors.Is(err, device.ErrUnavailable) {
-			return nil, fmt.Errorf("%w (%s)", err, client.EnvTPM)
-		}
 		return nil, err
 	}
 	if err := a.reach(ctx, c, cfg.Address); err != nil {
@@ -147,7 +158,7 @@ func (a *app) reach(ctx context.Context, c *client.Client, address string) error
 			if code := status.Code(err); code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Canceled {
 				return nil
 			}
-			return fmt.Errorf("connect to the broker at %s as %s: %w: %s", address, c.ID(), client.ErrUnavailable, transportCause(err))
+			return fmt.Errorf("connect to the broker at %s as %s: %w", address, c.ID(), transportError(err))
 		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return fmt.Errorf("connect to the broker at %s as %s: %w", address, c.ID(), context.Cause(ctx))
@@ -155,19 +166,24 @@ func (a *app) reach(ctx context.Context, c *client.Client, address string) error
 	}
 }
 
-// transportCause takes gRPC's words off the cause of a failed connection.
-func transportCause(err error) string {
+// transportError is the cause of a failed connection without gRPC's words around it. gRPC keeps the text of a
+// refused handshake alone, so the kind of the refusal is read from it: for the hint, and nothing else.
+func transportError(err error) error {
 	text := status.Convert(err).Message()
 	if at := strings.LastIndex(text, `desc = "`); at >= 0 {
 		if plain, e := strconv.Unquote(strings.TrimSpace(text[at+len("desc = "):])); e == nil {
 			text = plain
 		}
 	}
-	text = strings.TrimPrefix(text, "transport: ")
-	for _, words := range []string{"Error while dialing: ", "authentication handshake failed: "} {
+	for _, words := range []string{"transport: ", "Error while dialing: ", "authentication handshake failed: "} {
 		text = strings.TrimPrefix(text, words)
 	}
-	return text
+	for _, kind := range []error{certs.ErrUnexpectedID, certs.ErrExpired, certs.ErrNotYetValid, certs.ErrUntrusted} {
+		if rest, ok := strings.CutPrefix(text, kind.Error()); ok {
+			return fmt.Errorf("%w: %w%s", client.ErrUnavailable, kind, rest)
+		}
+	}
+	return fmt.Errorf("%w: %s", client.ErrUnavailable, text)
 }
 
 // withBroker runs one exchange with the broker's operator side, within --timeout.

@@ -100,6 +100,9 @@ func (a *app) enroll(c *cobra.Command, principals []string, chain string) error 
 func newEnrollee(ctx context.Context, cfg client.Config, chainPEM []byte) (enrollee, error) {
 	switch {
 	case cfg.TPM != "":
+		if err := checkTPM(cfg.TPM); err != nil {
+			return enrollee{}, err
+		}
 		t, err := device.Open(ctx, cfg.TPM)
 		if err != nil {
 			return enrollee{}, err

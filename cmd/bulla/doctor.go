@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -60,7 +61,7 @@ func (x *examination) note(name string, err error, detail, hint string) bool {
 	}
 	o := judge(err)
 	if hint == "" {
-		hint = o.hint
+		hint = strings.TrimSpace(strings.TrimSuffix(o.hint, seeDoctor))
 	}
 	if x.code == exitDone {
 		x.code = o.code
@@ -93,11 +94,11 @@ func findingText(w io.Writer, findings []finding) error {
 		if !f.OK {
 			verdict = "FAILED"
 		}
-		if _, err := fmt.Fprintf(w, "%s  %-15s  %s\n", verdict, show.Text(f.Name), show.Lines(f.Detail)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s  %-16s  %s\n", verdict, show.Text(f.Name), show.Lines(f.Detail)); err != nil {
 			return err
 		}
 		if f.Hint != "" && !f.OK {
-			if _, err := fmt.Fprintf(w, "%25s%s\n", "", show.Lines(f.Hint)); err != nil {
+			if _, err := fmt.Fprintf(w, "%26s%s\n", "", show.Lines(f.Hint)); err != nil {
 				return err
 			}
 		}
@@ -166,6 +167,11 @@ func examineDevice(ctx context.Context, x *examination, cfg client.Config) {
 }
 
 func tpmID(ctx context.Context, address string) (attest.DeviceID, error) {
+	if err := checkTPM(address); err != nil {
+		return attest.DeviceID{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
 	t, err := device.Open(ctx, address)
 	if err != nil {
 		return attest.DeviceID{}, err

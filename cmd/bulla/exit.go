@@ -38,12 +38,23 @@ type reported struct{ code int }
 
 func (e *reported) Error() string { return fmt.Sprintf("exit code %d", e.code) }
 
+// answered is an error for which there is an answer of its own in JSON.
+type answered struct {
+	error
+	answer any
+}
+
+func (e *answered) Unwrap() error { return e.error }
+
 // outcome is what a kind of error means for the exit code, and what a person can do about it.
 type outcome struct {
 	err  error
 	code int
 	hint string
 }
+
+// seeDoctor ends a hint, unless the doctor gives it.
+const seeDoctor = "See `bulla doctor`"
 
 // outcomes are tried in this order: what is wrapped deeper in an error may be of another kind.
 func outcomes() []outcome {
@@ -52,23 +63,23 @@ func outcomes() []outcome {
 		{context.Canceled, exitFailed, ""},
 		{client.ErrVerification, exitVerification, "nothing of it was used; compare the broker's address and SPIFFE ID with what its operator gave you"},
 		{proofs.ErrVerification, exitVerification, "keep it as it is, and get the log's key and a checkpoint in another way to compare with"},
-		{client.ErrConfig, exitUsage, "see `bulla doctor`"},
-		{certs.ErrConfig, exitUsage, "see `bulla doctor`"},
+		{client.ErrConfig, exitUsage, seeDoctor},
+		{certs.ErrConfig, exitUsage, seeDoctor},
 		{device.ErrAddress, exitUsage, "a TPM's address is unix:PATH or device:PATH, such as device:/dev/tpmrm0"},
 		{proofs.ErrKey, exitUsage, "the log's key is the file log.pub that the broker writes"},
 		{client.ErrNotFound, exitFailed, ""},
 		{client.ErrEnded, exitFailed, ""},
 		{client.ErrInvalid, exitFailed, ""},
-		{certs.ErrNoIdentity, exitUnavailable, "is there a registration entry for this process? See `bulla doctor`"},
-		{certs.ErrUnavailable, exitUnavailable, "is the SPIRE agent, or `bulla dev`, running behind SPIFFE_ENDPOINT_SOCKET? See `bulla doctor`"},
+		{certs.ErrNoIdentity, exitUnavailable, "is there a registration entry for this process? " + seeDoctor},
+		{certs.ErrUnavailable, exitUnavailable, "is the SPIRE agent, or `bulla dev`, running behind SPIFFE_ENDPOINT_SOCKET? " + seeDoctor},
 		{certs.ErrUnexpectedID, exitUnavailable, "somebody else answers at this address: set BULLA_SERVER_ID to the broker's SPIFFE ID"},
-		{certs.ErrExpired, exitUnavailable, "compare the clocks of both machines: see `bulla doctor`"},
-		{certs.ErrNotYetValid, exitUnavailable, "compare the clocks of both machines: see `bulla doctor`"},
-		{certs.ErrUntrusted, exitUnavailable, "see `bulla doctor`"},
-		{device.ErrUnavailable, exitUnavailable, "is BULLA_TPM the address of a TPM that this user may use? See `bulla doctor`"},
-		{errTimeout, exitUnavailable, "raise --timeout, or see `bulla doctor`"},
-		{context.DeadlineExceeded, exitUnavailable, "raise --timeout, or see `bulla doctor`"},
-		{client.ErrUnavailable, exitUnavailable, "is the broker running? See `bulla doctor`"},
+		{certs.ErrExpired, exitUnavailable, "compare the clocks of both machines. " + seeDoctor},
+		{certs.ErrNotYetValid, exitUnavailable, "compare the clocks of both machines. " + seeDoctor},
+		{certs.ErrUntrusted, exitUnavailable, seeDoctor},
+		{device.ErrUnavailable, exitUnavailable, "is BULLA_TPM the address of a TPM that this user may use? " + seeDoctor},
+		{errTimeout, exitUnavailable, "raise --timeout. " + seeDoctor},
+		{context.DeadlineExceeded, exitUnavailable, "raise --timeout. " + seeDoctor},
+		{client.ErrUnavailable, exitUnavailable, "is the broker running? " + seeDoctor},
 	}
 }
 
@@ -86,7 +97,7 @@ func judge(err error) outcome {
 		case refused.Code == codes.Canceled || refused.Code == codes.Internal || refused.Code == codes.Unknown:
 			return outcome{err, exitFailed, ""}
 		case refused.Code == codes.DeadlineExceeded:
-			return outcome{err, exitUnavailable, "raise --timeout, or see `bulla doctor`"}
+			return outcome{err, exitUnavailable, "raise --timeout. " + seeDoctor}
 		}
 	}
 	for _, o := range outcomes() {
@@ -169,8 +180,12 @@ func (a *app) finish(err error) int {
 		return o.code
 	}
 	var answer any = failure{sentence(err), o.code}
-	if denied {
+	var own *answered
+	switch {
+	case denied:
 		answer = newDenial(refused)
+	case errors.As(err, &own):
+		answer = own.answer
 	}
 	if err := show.JSON(a.stdout, answer); err != nil {
 		fmt.Fprintf(a.stderr, "bulla: write the answer: %s\n", show.Text(err.Error()))
@@ -184,5 +199,5 @@ func sentence(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
 	}
-	return strings.ReplaceAll(text, "certs: ", "")
+	return strings.NewReplacer("certs: ", "", context.DeadlineExceeded.Error(), errTimeout.Error()).Replace(text)
 }

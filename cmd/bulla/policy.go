@@ -58,8 +58,8 @@ func newPolicyCheckCommand(a *app) *cobra.Command {
 				return err
 			}
 			faults, err := policy.CheckDir(ctx, args[0])
-			if err != nil {
-				return err
+			if err := errors.Join(err, ctx.Err()); err != nil {
+				return fmt.Errorf("check %s: %w", args[0], err)
 			}
 			err = a.print(struct {
 				OK     bool        `json:"ok"`
@@ -136,8 +136,8 @@ func newPolicyTestCommand(a *app) *cobra.Command {
 			ctx, cancel := a.offline(c)
 			defer cancel()
 			report, err := policy.TestDir(ctx, args[0])
-			if err != nil {
-				return err
+			if err := errors.Join(err, ctx.Err()); err != nil {
+				return fmt.Errorf("test %s: %w", args[0], err)
 			}
 			return a.printTests(report, threshold)
 		},

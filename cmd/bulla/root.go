@@ -52,6 +52,7 @@ type entry struct {
 // app: it writes to app.stdout with app.print, warns with app.warn, and returns its error.
 func entries() []entry {
 	return []entry{
+		{"start", newDemoCommand},
 		{"start", newDevCommand},
 		{"workload", newGetCommand},
 		{"workload", newRunCommand},
@@ -95,7 +96,6 @@ func newRootCommand(a *app) *cobra.Command {
 	root.AddGroup(&cobra.Group{ID: "start", Title: "Start here:"}, &cobra.Group{ID: "workload", Title: "For workloads:"},
 		&cobra.Group{ID: "operate", Title: "For operators, security and auditors:"}, &cobra.Group{ID: "server", Title: "The broker:"},
 		&cobra.Group{ID: "help", Title: "Help:"})
-	root.SetHelpCommandGroupID("help")
 	for _, e := range entries() {
 		c := e.make(a)
 		c.GroupID = e.group
@@ -108,7 +108,7 @@ func newRootCommand(a *app) *cobra.Command {
 	})
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", outputText, "text or json")
-	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long it may take; for a stream, how long it may stand still; no limit by default\nfor what works on files only")
+	flags.DurationVar(&a.timeout, "timeout", defaultTimeout, "how long it may take; for a stream, how long it may stand still; what works on files only has no limit unless it is given")
 	completeFlag(root, "output", outputText, outputJSON)
 	root.PersistentPreRunE = func(c *cobra.Command, _ []string) error {
 		if a.output != outputText && a.output != outputJSON {
@@ -128,7 +128,7 @@ func newRootCommand(a *app) *cobra.Command {
 // group makes a command that does nothing but hold others.
 func group(use, short, long, example string, subs ...*cobra.Command) *cobra.Command {
 	c := &cobra.Command{
-		Use: use, Short: short, Long: long, Example: example, Args: cobra.ArbitraryArgs,
+		Use: use, Short: short, Long: long, Example: example, Args: cobra.ArbitraryArgs, SuggestionsMinimumDistance: 2,
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 0 && !c.HasParent() {
 				return c.Help()
@@ -155,45 +155,6 @@ func unknownCommand(c *cobra.Command, args []string) error {
 		return usage("unknown command %q for %s: did you mean %s?", args[0], c.CommandPath(), strings.Join(near, " or "))
 	}
 	return usage("unknown command %q for %s: there are %s", args[0], c.CommandPath(), strings.Join(names, ", "))
-}
-
-// help prints the help of c. A word after a group that is no command of it is wrong, with --help as without.
-func (a *app) help(c *cobra.Command, _ []string) {
-	if positional := c.Flags().Args(); c.HasAvailableSubCommands() && len(positional) > 0 {
-		a.late = unknownCommand(c, positional)
-		return
-	}
-	text := c.Long
-	if text == "" {
-		text = c.Short
-	}
-	text = strings.TrimSpace(text) + "\n\n" + c.UsageString()
-	a.late = a.print(struct {
-		Help string `json:"help"`
-	}{text}, func(w io.Writer) error {
-		_, err := io.WriteString(w, text)
-		return err
-	})
-}
-
-// newHelpCommand is `bulla help COMMAND`.
-func newHelpCommand(root *cobra.Command) *cobra.Command {
-	return &cobra.Command{
-		Use: "help [COMMAND]", Short: "Show the help of a command", Long: "Shows the help of a command; `bulla COMMAND --help` is the same.",
-		Example: "  bulla help secret put", ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(_ *cobra.Command, args []string) error {
-			at := root
-			for _, arg := range args {
-				next, rest, err := at.Find([]string{arg})
-				if err != nil || next == at || len(rest) > 0 {
-					return unknownCommand(at, []string{arg})
-				}
-				at = next
-			}
-			at.InitDefaultHelpFlag()
-			return at.Help()
-		},
-	}
 }
 
 // argument makes the check that a command got exactly the arguments that it names, such as "NAME".

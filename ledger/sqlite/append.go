@@ -24,7 +24,7 @@ func (s *Store) Append(ctx context.Context, records []ledger.Record) ([]ledger.O
 	}
 	b := &batch{
 		w: s.w, rows: map[ledger.RowKey]ledger.Row{}, sessions: map[ledger.RowKey]session.Session{}, created: map[ledger.RowKey]int64{},
-		ids: map[event.ID]struct{}{}, requests: map[string]struct{}{}, counters: map[counter]ledgerCount{},
+		ids: map[event.ID]struct{}{}, counters: map[counter]ledgerCount{},
 		subjects: map[string][]byte{}, blobs: map[string]*ledger.Blob{},
 	}
 	outcomes := make([]ledger.Outcome, len(records))
@@ -93,7 +93,6 @@ type batch struct {
 	created  map[ledger.RowKey]int64 // sessions that are new, and the index of their event
 	events   []acceptedEvent
 	ids      map[event.ID]struct{}
-	requests map[string]struct{}
 	counters map[counter]ledgerCount
 	subjects map[string][]byte
 	blobs    map[string]*ledger.Blob
@@ -234,24 +233,21 @@ func (b *batch) requestTaken(r *ledger.Record) (bool, error) {
 	if r.Request == nil {
 		return false, nil
 	}
-	if _, ok := b.requests[r.Request.Key]; ok {
-		return true, nil
-	}
 	var one int
 	return b.w.scan(sqlHasRequest, []any{r.Request.Key}, &one)
 }
 
-// accept takes over what the record writes. The request is the last thing that can refuse it.
+// accept takes over what the record writes. The request is the last thing that can refuse it, so it is
+// written at once.
 func (b *batch) accept(r *ledger.Record, tx *recordTx) error {
-	taken, err := b.requestTaken(r)
-	if err != nil {
-		return err
-	}
-	if taken {
-		return duplicate(r)
-	}
-	if r.Request != nil {
-		b.requests[r.Request.Key] = struct{}{}
+	if q := r.Request; q != nil {
+		n, err := b.w.exec(sqlPutRequest, b.next, q.Key, q.Owner[:], notNull(q.Reply), q.Expires.UnixMicro(), q.Session[:])
+		if err != nil {
+			return err
+		}
+		if n == 0 {
+			return duplicate(r)
+		}
 	}
 	for _, c := range r.Counters {
 		used, err := b.count(c, nil)
@@ -277,6 +273,7 @@ func (b *batch) accept(r *ledger.Record, tx *recordTx) error {
 				return err
 			} else if old.Seq == 0 {
 				b.created[row.RowKey] = b.next
+				b.w.fresh.add(row.Key)
 			}
 		}
 		if _, ok := b.rows[row.RowKey]; !ok {
@@ -327,14 +324,8 @@ func (b *batch) flush() error {
 }
 
 func (b *batch) flushEvent(index int64, r *ledger.Record) error {
-	if _, err := b.w.exec(sqlEvent, index, r.Event.ID[:], r.Leaf.Bytes(), r.Subject, r.Body); err != nil {
-		return err
-	}
-	if q := r.Request; q != nil {
-		_, err := b.w.exec(sqlPutRequest, index, q.Key, q.Owner[:], notNull(q.Reply), q.Expires.UnixMicro(), q.Session[:])
-		return err
-	}
-	return nil
+	_, err := b.w.exec(sqlEvent, index, r.Event.ID[:], r.Leaf.Bytes(), r.Subject, r.Body)
+	return err
 }
 
 // notNull keeps an empty value from becoming NULL.

@@ -2,6 +2,7 @@ package sqlite
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 
@@ -67,14 +68,11 @@ func (c *checkpointer) run() {
 }
 
 func (c *checkpointer) pass() {
-	c.s.read.RLock()
-	r := c.s.r
+	r := c.s.take()
 	if r == nil {
-		c.s.read.RUnlock()
 		return
 	}
-	first := r.checkpoint()
-	c.s.read.RUnlock()
+	first := errors.Join(r.checkpoint(), c.s.release(r))
 
 	c.s.write.Lock()
 	defer c.s.write.Unlock()

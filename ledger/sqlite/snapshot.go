@@ -27,6 +27,9 @@ type reader struct {
 	db          *sql.DB
 	stmts       map[string]*sql.Stmt // each prepared once on each connection
 	checkpoints *sql.DB
+
+	users   int  // guarded by Store.read: snapshots, and a checkpoint under way
+	retired bool // guarded by Store.read: the last user closes it
 }
 
 func openReader(ctx context.Context, path string) (_ *reader, err error) {
@@ -53,7 +56,26 @@ func openReader(ctx context.Context, path string) (_ *reader, err error) {
 	return r, nil
 }
 
-// close ends the pool; snapshots that are open keep their connections until they are closed.
+// take returns the pool for one more user, or nil.
+func (s *Store) take() *reader {
+	s.read.Lock()
+	defer s.read.Unlock()
+	if s.r != nil {
+		s.r.users++
+	}
+	return s.r
+}
+
+// release ends what take began.
+func (s *Store) release(r *reader) error {
+	s.read.Lock()
+	defer s.read.Unlock()
+	if r.users--; r.users > 0 || !r.retired {
+		return nil
+	}
+	return r.close()
+}
+
 func (r *reader) close() error {
 	var errs []error
 	for _, s := range r.stmts {
@@ -82,19 +104,18 @@ func (s *Store) Snapshot(ctx context.Context) (ledger.Snapshot, error) {
 	case <-ctx.Done():
 		return nil, fmt.Errorf("snapshot: %w", ctx.Err())
 	}
-	s.read.RLock()
-	defer s.read.RUnlock()
-	if s.r == nil {
+	r := s.take()
+	if r == nil {
 		<-s.gate
-		return nil, fmt.Errorf("snapshot: ledger %s is not open", s.path)
+		return nil, fmt.Errorf("snapshot: ledger %s is closed", s.path)
 	}
 	// Without the caller's context, for which database/sql would start a goroutine.
-	tx, err := s.r.db.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
+	tx, err := r.db.BeginTx(context.Background(), &sql.TxOptions{ReadOnly: true})
 	if err != nil {
 		<-s.gate
-		return nil, fmt.Errorf("snapshot: %w", err)
+		return nil, fmt.Errorf("snapshot: %w", errors.Join(err, s.release(r)))
 	}
-	return &snapshot{s, s.r, tx}, nil
+	return &snapshot{s, r, tx}, nil
 }
 
 func (v *snapshot) Close() error {
@@ -104,7 +125,7 @@ func (v *snapshot) Close() error {
 	err := v.tx.Rollback()
 	v.tx = nil
 	<-v.s.gate
-	return err
+	return errors.Join(err, v.s.release(v.r))
 }
 
 // query runs a prepared statement in the snapshot.

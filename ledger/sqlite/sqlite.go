@@ -55,8 +55,8 @@ type Store struct {
 	broken error      // guarded by write: why nothing is written until Recover
 	closed bool       // guarded by write
 
-	read sync.RWMutex
-	r    *reader // guarded by read; nil after a failed Recover, and after Close
+	read sync.Mutex
+	r    *reader // guarded by read; nil after Close
 
 	checkpoints *checkpointer
 }
@@ -135,7 +135,7 @@ func prepareFile(path string) error {
 	return durable.SyncDir(filepath.Dir(path))
 }
 
-// start opens the connections.
+// start opens the connections. Readers that were there before stay until their snapshots are closed.
 func (s *Store) start(ctx context.Context) error {
 	if err := identify(ctx, s.path); err != nil {
 		return err
@@ -149,10 +149,23 @@ func (s *Store) start(ctx context.Context) error {
 		return errors.Join(err, w.close())
 	}
 	s.w = w
+	return s.swapReader(r)
+}
+
+// swapReader makes r the pool for new snapshots; the old one is closed with the last of its own.
+func (s *Store) swapReader(r *reader) error {
 	s.read.Lock()
+	defer s.read.Unlock()
+	old := s.r
 	s.r = r
-	s.read.Unlock()
-	return nil
+	if old == nil {
+		return nil
+	}
+	old.retired = true
+	if old.users > 0 {
+		return nil
+	}
+	return old.close()
 }
 
 // connect returns a pool of connections to the file, each with the pragmas given.
@@ -212,7 +225,7 @@ func create(ctx context.Context, db *sql.DB) error {
 	return tx.Commit()
 }
 
-// Recover implements ledger.Store. Snapshots that are open may fail from then on.
+// Recover implements ledger.Store. Reading goes on meanwhile.
 //
 // A commit whose fsync failed lies behind the end of the write-ahead log, where a crash could bring it back.
 // The probe is written over it through a new handle, and synced; from then on it can't.
@@ -223,7 +236,10 @@ func (s *Store) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover ledger %s: it is closed", s.path)
 	}
 	s.broken = errors.New("it has not recovered yet")
-	_ = s.stop() // the handle is given up because it failed: what closing says is no news
+	if s.w != nil {
+		_ = s.w.close() // it is given up because it failed: what closing says is no news
+		s.w = nil
+	}
 	err := s.start(ctx)
 	if err == nil {
 		err = s.w.probe(ctx)
@@ -236,23 +252,7 @@ func (s *Store) Recover(ctx context.Context) error {
 	return nil
 }
 
-// stop closes the connections; the caller holds write.
-func (s *Store) stop() error {
-	var errs []error
-	if s.w != nil {
-		errs = append(errs, s.w.close())
-		s.w = nil
-	}
-	s.read.Lock()
-	defer s.read.Unlock()
-	if s.r != nil {
-		errs = append(errs, s.r.close())
-		s.r = nil
-	}
-	return errors.Join(errs...)
-}
-
-// Close implements ledger.Store.
+// Close implements ledger.Store. Snapshots that are open stay readable until they are closed.
 func (s *Store) Close() error {
 	s.write.Lock()
 	if s.closed {
@@ -264,7 +264,12 @@ func (s *Store) Close() error {
 	s.checkpoints.close()
 	s.write.Lock()
 	defer s.write.Unlock()
-	if err := errors.Join(s.stop(), s.lock.Close()); err != nil {
+	errs := []error{s.swapReader(nil)}
+	if s.w != nil {
+		errs = append(errs, s.w.close())
+		s.w = nil
+	}
+	if err := errors.Join(append(errs, s.lock.Close())...); err != nil {
 		return fmt.Errorf("close ledger %s: %w", s.path, err)
 	}
 	return nil

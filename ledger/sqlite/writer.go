@@ -14,7 +14,10 @@ import (
 const (
 	maxHotRows  = 8192
 	maxSubjects = 16384
+	maxFresh    = 16384
 )
+
+const probeSize = 256 << 10 // bytes
 
 // The statements of the writer.
 const (
@@ -22,11 +25,12 @@ const (
 	sqlEvent         = "INSERT INTO events (idx, id, leaf, subject, body) VALUES (?, ?, ?, ?, ?)"
 	sqlState         = "SELECT value, seq FROM states WHERE kind = ? AND key = ?"
 	sqlPutState      = "INSERT INTO states (kind, key, seq, value) VALUES (?, ?, ?, ?) ON CONFLICT (kind, key) DO UPDATE SET seq = excluded.seq, value = excluded.value"
+	sqlNewest        = "SELECT coalesce(max(id), '') FROM sessions"
 	sqlSession       = "SELECT value, seq FROM sessions WHERE id = ?"
 	sqlNewSession    = "INSERT INTO sessions (idx, id, seq, principal, secret, device, state, due, receipt_due, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	sqlUpdateSession = "UPDATE sessions SET seq = ?, state = ?, due = ?, receipt_due = ?, value = ? WHERE id = ?"
 	sqlHasRequest    = "SELECT 1 FROM requests WHERE key = ?"
-	sqlPutRequest    = "INSERT INTO requests (idx, key, owner, reply, expires, session) VALUES (?, ?, ?, ?, ?, ?)"
+	sqlPutRequest    = "INSERT INTO requests (idx, key, owner, reply, expires, session) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 	sqlCounter       = "SELECT count FROM counters WHERE key = ? AND start = ?"
 	sqlPutCounter    = "INSERT INTO counters (key, start, expires, count) VALUES (?, ?, ?, ?) ON CONFLICT (key, start) DO UPDATE SET count = excluded.count, expires = max(expires, excluded.expires)"
 	sqlSubject       = "SELECT wrapped FROM subjects WHERE name = ?"
@@ -35,7 +39,7 @@ const (
 	sqlPutBlob       = "INSERT INTO blobs (key, digest, data) VALUES (?, ?, ?)"
 	sqlSweepRequests = "DELETE FROM requests WHERE idx IN (SELECT idx FROM requests WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlSweepCounters = "DELETE FROM counters WHERE (key, start) IN (SELECT key, start FROM counters WHERE expires < ? ORDER BY expires LIMIT ?)"
-	sqlProbe         = "INSERT INTO probe (id, runs) VALUES (1, 1) ON CONFLICT (id) DO UPDATE SET runs = runs + 1"
+	sqlProbe         = "INSERT INTO probe (id, room) VALUES (1, zeroblob(?)) ON CONFLICT (id) DO UPDATE SET room = excluded.room"
 	sqlCheckpoint    = "PRAGMA wal_checkpoint(PASSIVE)"
 	sqlCount         = "PRAGMA wal_checkpoint(NOOP)" // pages in the log, and how many of them are in the file
 	sqlBegin         = "BEGIN IMMEDIATE"
@@ -52,6 +56,31 @@ type writer struct {
 	// What the file is known to hold, as of the last commit; dropped when a transaction fails.
 	rows     map[ledger.RowKey]ledger.Row // a Seq of 0: there is no such row
 	subjects map[string][]byte
+	fresh    freshSessions
+}
+
+// freshSessions saves the look-up of ids that can't be there yet: ids grow with time, and of those greater
+// than after only those in ids are in the file, or in a batch that failed.
+type freshSessions struct {
+	after string
+	ids   map[string]struct{}
+}
+
+func (f *freshSessions) unknown(id string) bool {
+	_, ok := f.ids[id]
+	return !ok && id > f.after
+}
+
+func (f *freshSessions) add(id string) {
+	if len(f.ids) >= maxFresh {
+		for id := range f.ids {
+			f.after = max(f.after, id)
+		}
+		clear(f.ids)
+	}
+	if id > f.after {
+		f.ids[id] = struct{}{}
+	}
 }
 
 func openWriter(ctx context.Context, path string) (_ *writer, err error) {
@@ -77,13 +106,17 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 		return nil, fmt.Errorf("the file system does not allow a write-ahead log (journal mode %q): use a local one", mode)
 	}
 	for _, text := range []string{
-		sqlSize, sqlEvent, sqlState, sqlPutState, sqlSession, sqlNewSession, sqlUpdateSession, sqlHasRequest, sqlPutRequest,
+		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlHasRequest, sqlPutRequest,
 		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlSweepRequests, sqlSweepCounters,
 		sqlProbe, sqlCheckpoint, sqlCount, sqlBegin, sqlCommit, sqlRollback,
 	} {
 		if w.stmts[text], err = w.conn.PrepareContext(ctx, text); err != nil {
 			return nil, err
 		}
+	}
+	w.fresh.ids = map[string]struct{}{}
+	if _, err := w.scan(sqlNewest, nil, &w.fresh.after); err != nil {
+		return nil, err
 	}
 	return w, nil
 }
@@ -125,11 +158,15 @@ func (w *writer) row(key ledger.RowKey) (ledger.Row, error) {
 	row := ledger.Row{RowKey: key}
 	text, args := sqlState, []any{string(key.Kind), key.Key}
 	if key.Kind == ledger.KindSession {
+		if w.fresh.unknown(key.Key) {
+			return row, nil
+		}
 		text, args = sqlSession, []any{key.Key}
 	}
 	if _, err := w.scan(text, args, &row.Value, &row.Seq); err != nil {
 		return ledger.Row{}, err
 	}
+	row = ledger.NewRow(key, row.Value, row.Seq)
 	w.remember(row)
 	return row, nil
 }
@@ -192,13 +229,19 @@ func (w *writer) transact(what string, f func() error) error {
 	return nil
 }
 
-// probe makes a write durable.
+// probe makes writes durable: one of about the size of a large commit, so that a disk that is all but full
+// does not pass, and one that takes it back.
 func (w *writer) probe(ctx context.Context) error {
-	if err := ctx.Err(); err != nil {
-		return err
+	for _, size := range []int{probeSize, 0} {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		if err := w.transact("write a probe", func() error {
+			_, err := w.exec(sqlProbe, size)
+			return err
+		}); err != nil {
+			return err
+		}
 	}
-	return w.transact("write a probe", func() error {
-		_, err := w.exec(sqlProbe)
-		return err
-	})
+	return nil
 }

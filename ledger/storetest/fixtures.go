@@ -4,8 +4,11 @@
 package storetest
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"path/filepath"
 	"testing"
 	"time"
@@ -36,19 +39,24 @@ func Ring(t testing.TB) *keyring.Ring {
 // RingIn opens the keyring in a directory, or makes it.
 func RingIn(t testing.TB, dir string) *keyring.Ring {
 	t.Helper()
-	path := filepath.Join(dir, "kek")
-	kek, err := keyring.OpenFileKEK(path)
-	if err != nil {
-		kek, err = keyring.CreateFileKEK(path)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	ring, err := keyring.Open(t.Context(), keyring.Config{Path: filepath.Join(dir, "keyring"), KEK: kek, Create: true})
+	ring, err := OpenRing(t.Context(), dir)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return ring
+}
+
+// OpenRing is RingIn without a test.
+func OpenRing(ctx context.Context, dir string) (*keyring.Ring, error) {
+	path := filepath.Join(dir, "kek")
+	kek, err := keyring.OpenFileKEK(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		kek, err = keyring.CreateFileKEK(path)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return keyring.Open(ctx, keyring.Config{Path: filepath.Join(dir, "keyring"), KEK: kek, Create: true})
 }
 
 // Open starts a ledger on a store, and ends it with the test.

@@ -3,17 +3,23 @@ package abuse
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
+	"fmt"
+	"math/bits"
+	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/envelope"
+	reqproof "github.com/bulla-project/bulla/envelope/proof"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/test/rig"
 )
@@ -188,4 +194,66 @@ func leaks(err error, needles ...[]byte) bool {
 		}
 	}
 	return false
+}
+
+// body is the body of a delivery's event.
+func body(e event.Event) (event.SessionIssued, bool) {
+	b, ok := e.Body.(event.SessionIssued)
+	return b, ok
+}
+
+// shown is an SVID as a TLS certificate.
+func shown(svid *x509svid.SVID) *tls.Certificate {
+	c := &tls.Certificate{PrivateKey: svid.PrivateKey}
+	for _, cert := range svid.Certificates {
+		c.Certificate = append(c.Certificate, cert.Raw)
+	}
+	return c
+}
+
+// marshalKey is the instance key of w as evidence names it.
+func marshalKey(t *testing.T, w *rig.Raw) []byte {
+	t.Helper()
+	spki, err := reqproof.MarshalInstanceKey(&w.Key.PublicKey)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return spki
+}
+
+// replaceIn edits one file of a policy.
+func replaceIn(t *testing.T, files map[string]string, name, old, with string) {
+	t.Helper()
+	if !strings.Contains(files[name], old) {
+		t.Fatalf("%s has no %q", name, old)
+	}
+	files[name] = strings.ReplaceAll(files[name], old, with)
+}
+
+// alike makes two calls, about something that is not the caller's and about something that is not, and wants the
+// same answer to both: code, text, details of the same size, and events of the same number, type and size class.
+func alike(t *testing.T, r *rig.Rig, what string, first, second func() error) {
+	t.Helper()
+	shape := func(call func() error) string {
+		before := mark(r)
+		err := call()
+		if err == nil {
+			t.Fatalf("%s: it was permitted", what)
+		}
+		st := status.Convert(err)
+		d := rig.Refusal(err)
+		out := fmt.Sprintf("%s %q decision=%q reasons=%q requires=%q check=%q support=%d nonce=%d", st.Code(), st.Message(),
+			d.GetDecision(), d.GetReasons(), d.GetRequires(), d.GetCheck(), len(d.GetSupportId()), len(d.GetNextNonce()))
+		for _, e := range after(r, before) {
+			text, err := e.Encode()
+			if err != nil {
+				t.Fatal(err)
+			}
+			out += fmt.Sprintf(" %s/2^%d", e.Body.EventType(), bits.Len(uint(len(text))))
+		}
+		return out
+	}
+	if a, b := shape(first), shape(second); a != b {
+		t.Errorf("%s: one can be told from the other:\n%s\n%s", what, a, b)
+	}
 }

@@ -1,13 +1,16 @@
 package rig
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/attest"
@@ -161,6 +164,25 @@ func (l leaves) Leaves(ctx context.Context, from int64, most int) ([]audit.Entry
 		out[i] = audit.Entry{Index: from + int64(i), Leaf: leaf}
 	}
 	return out, err
+}
+
+// PackRaw makes the archive of any files, as package policy does of those that it lets pass.
+func PackRaw(files map[string]string) []byte {
+	var out bytes.Buffer
+	out.WriteString("bulla-revision/v1\n")
+	for _, name := range slices.Sorted(maps.Keys(files)) {
+		fmt.Fprintf(&out, "%s %d\n%s\n", name, len(files[name]), files[name])
+	}
+	return out.Bytes()
+}
+
+// RawAt is Raw for a broker of the same trust domain that listens at another address.
+func (r *Rig) RawAt(name, addr string) *Raw {
+	r.t.Helper()
+	was := r.addr
+	r.addr = addr
+	defer func() { r.addr = was }()
+	return r.Raw(name)
 }
 
 // Enrol writes a device into the ledger as if it had been enrolled: for devices that no enrolment would admit.

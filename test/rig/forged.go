@@ -11,6 +11,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/svid/x509svid"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
+	"google.golang.org/grpc/credentials"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/certs"
@@ -71,6 +72,13 @@ func (r *Rig) RawSVID(svid *x509svid.SVID, key *ecdsa.PrivateKey) *Raw {
 		r.t.Fatal(err)
 	}
 	return w
+}
+
+// Credentials are those that w connected with, for another server.
+func (w *Raw) Credentials() credentials.TransportCredentials {
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, InsecureSkipVerify: true} // whom it talks to is for the test to know
+	cfg.Certificates = []tls.Certificate{{Certificate: [][]byte{w.Leaf.Raw}, PrivateKey: w.SVIDKey}}
+	return credentials.NewTLS(cfg)
 }
 
 // Archive is the development policy as edit leaves it, packed.

@@ -35,6 +35,8 @@ var ErrNotInstalled = errors.New("no software TPM is installed")
 
 const (
 	maxSocketPath = 104 // bytes; some systems have no more room in sockaddr_un
+	socketName    = "tpm.sock"
+	tempPrefix    = "bulla-tpm-"
 	startWait     = 10 * time.Second
 	stopWait      = 5 * time.Second
 	setupWait     = 60 * time.Second
@@ -186,13 +188,19 @@ func (t *TPM) stateArg() string { return "dir=" + filepath.Join(t.dir, stateDir)
 
 // placeSocket puts the socket into the directory, or where that is too long into a short temporary one.
 func (t *TPM) placeSocket() error {
-	t.socket = filepath.Join(t.dir, "tpm.sock")
+	t.socket = filepath.Join(t.dir, socketName)
 	if len(t.socket)+len(device.LogSuffix) > maxSocketPath {
-		short, err := os.MkdirTemp("", "bulla-tpm-")
+		if err := t.removeStaleTemp(); err != nil {
+			return err
+		}
+		short, err := os.MkdirTemp("", tempPrefix)
 		if err != nil {
 			return err
 		}
-		t.tempDir, t.socket = short, filepath.Join(short, "tpm.sock")
+		t.tempDir, t.socket = short, filepath.Join(short, socketName)
+		if err := os.WriteFile(t.tempFile(), []byte(short), 0o600); err != nil {
+			return err
+		}
 	}
 	for _, stale := range []string{t.socket, t.socket + device.LogSuffix} {
 		if err := os.Remove(stale); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -202,6 +210,27 @@ func (t *TPM) placeSocket() error {
 	return nil
 }
 
+// tempFile names the temporary directory of the socket, for the start after one that was killed.
+func (t *TPM) tempFile() string { return filepath.Join(t.dir, "socket.dir") }
+
+// removeStaleTemp removes the temporary directory that a killed process left: what this package made in it,
+// and the directory itself if nothing else is there.
+func (t *TPM) removeStaleTemp() error {
+	raw, err := os.ReadFile(t.tempFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if dir := string(raw); filepath.IsAbs(dir) && strings.HasPrefix(filepath.Base(dir), tempPrefix) {
+		for _, left := range []string{filepath.Join(dir, socketName), filepath.Join(dir, socketName+device.LogSuffix), dir} {
+			_ = os.Remove(left) // what can't be removed is no trouble for a new one
+		}
+	}
+	return os.Remove(t.tempFile())
+}
+
 func (t *TPM) removeFiles() {
 	// What can't be removed is replaced or ignored by the next start.
 	for _, f := range []string{t.pidFile(), t.socket, t.socket + device.LogSuffix} {
@@ -209,6 +238,7 @@ func (t *TPM) removeFiles() {
 	}
 	if t.tempDir != "" {
 		_ = os.RemoveAll(t.tempDir)
+		_ = os.Remove(t.tempFile())
 	}
 }
 

@@ -121,3 +121,13 @@ func TestProgress(t *testing.T) {
 		t.Errorf("got %q, want %q", out.String(), want)
 	}
 }
+
+func TestWrap(t *testing.T) {
+	in := "one two\nthree four\n\nfive   sixsixsixsix\n"
+	if got, want := show.Wrap(in, 9), "one two\nthree\nfour\n\nfive\nsixsixsixsix"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if got := show.Wrap("", 9); got != "" {
+		t.Errorf("wrapped nothing into %q", got)
+	}
+}

@@ -1,0 +1,107 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/ledger/event"
+)
+
+// hostile is text as somebody would choose it who wants to play with a terminal.
+const hostile = "\x1b]0;x\x07\u202e\u009b31m\rover\n\tnext"
+
+// TestAbuse_A54_EveryAnswer gives hostile text to everything that prints what came from a broker.
+func TestAbuse_A54_EveryAnswer(t *testing.T) {
+	s := &bullav1.Session{
+		Id: "0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11", State: hostile, Principal: "spiffe://" + hostile + "/" + strings.Repeat(hostile, 9),
+		Secret: hostile, Reason: hostile, Suite: hostile, Instance: hostile, IssuedAt: timestamppb.Now(),
+	}
+	answers := map[string]func(*app) error{
+		"session": func(a *app) error { return a.printSession(s) },
+		"sessions": func(a *app) error {
+			return sessionTable(a.stdout, []*bullav1.Session{s})
+		},
+		"secret": func(a *app) error {
+			return secretText(a.stdout, &bullav1.SecretMetadata{Name: hostile, Class: hostile, Versions: []*bullav1.SecretVersion{{Stage: hostile, Owner: hostile}}})
+		},
+		"devices": func(a *app) error {
+			return a.printDevices(&bullav1.ListDevicesReply{Devices: []*bullav1.Device{{Id: hostile, Kind: hostile, Reason: hostile}}, Next: hostile})
+		},
+		"revisions": func(a *app) error {
+			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: hostile, Note: hostile, By: hostile}}})
+		},
+		"doctor": func(a *app) error {
+			return findingText(a.stdout, []finding{{Name: hostile, Detail: hostile, Hint: hostile}})
+		},
+		"event": func(a *app) error {
+			encoded, err := event.New(timestamppb.Now().AsTime(), "spiffe://a/"+hostile, event.DeviceRevoked{Device: hostile, Reason: hostile}).Encode()
+			if err != nil {
+				return err
+			}
+			return a.printEvent(&bullav1.AuditEvent{Event: encoded})
+		},
+		"error": func(a *app) error {
+			a.finish(&client.Refusal{Text: hostile, Reasons: []string{hostile}, Requires: json.RawMessage(`"` + "\u202e\u009b" + `"`)})
+			return nil
+		},
+		"warning": func(a *app) error { a.warn("%s", hostile); return nil },
+	}
+	for name, answer := range answers {
+		for _, output := range []string{outputText, outputJSON} {
+			var out bytes.Buffer
+			if err := answer(&app{stdout: &out, stderr: &out, output: output}); err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+			if out.Len() == 0 {
+				t.Errorf("%s: nothing was printed", name)
+			}
+			for _, bad := range []string{"\x1b", "\x07", "\u202e", "\u009b", "\r", "\t", "\nover", "\nnext"} {
+				if strings.Contains(out.String(), bad) {
+					t.Errorf("%s as %s: %q in %q", name, output, bad, out.String())
+				}
+			}
+		}
+	}
+}
+
+// TestTablesFit gives long values to the tables; only devices are wider, since their ids are needed whole.
+func TestTablesFit(t *testing.T) {
+	long := strings.Repeat("x", 255)
+	s := &bullav1.Session{Id: "0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11", State: "unconfirmed", Principal: "spiffe://a.b/" + long, Secret: long, Version: 4294967295}
+	digest := strings.Repeat("0", 64)
+	device := &bullav1.Device{Id: "tpm-" + strings.Repeat("a", 52), RevokedAt: timestamppb.Now(), EnrolledAt: timestamppb.Now()}
+	for name, print := range map[string]func(*app) error{
+		"sessions": func(a *app) error { return sessionTable(a.stdout, []*bullav1.Session{s}) },
+		"secret": func(a *app) error {
+			return secretText(a.stdout, &bullav1.SecretMetadata{Name: "x", Class: "high", Versions: []*bullav1.SecretVersion{
+				{Version: 4294967295, Stage: "previous", CreatedAt: timestamppb.Now(), Owner: long},
+			}})
+		},
+		"devices": func(a *app) error {
+			return a.printDevices(&bullav1.ListDevicesReply{Devices: []*bullav1.Device{device}})
+		},
+		"revisions": func(a *app) error {
+			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: digest, Sequence: 1000000, Active: true, ActivatedAt: timestamppb.Now(), Note: long}}})
+		},
+	} {
+		var out bytes.Buffer
+		if err := print(&app{stdout: &out}); err != nil {
+			t.Fatal(err)
+		}
+		for _, line := range strings.Split(out.String(), "\n") {
+			if n := utf8.RuneCountInString(line); n > 80 {
+				t.Errorf("%s: %d columns: %s", name, n, line)
+			}
+		}
+		if name == "sessions" && !strings.Contains(out.String(), s.Id) || name == "devices" && !strings.Contains(out.String(), device.Id) {
+			t.Errorf("%s: the id is not whole:\n%s", name, out.String())
+		}
+	}
+}
