@@ -7,6 +7,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 )
@@ -26,10 +27,11 @@ func (b *Broker) authorise(ctx context.Context, action policy.Action, resource p
 	if err != nil {
 		return operation{}, err
 	}
-	v, err := b.decide(ctx, b.adminSignals(now, who, action, resource))
+	active, err := b.current(ctx)
 	if err != nil {
 		return operation{}, b.answer(ctx, who, err)
 	}
+	v := b.decide(ctx, active, b.adminSignals(now, who, action, resource))
 	p, denied := v.permit()
 	if denied == nil {
 		return operation{caller: who, now: now, permit: p}, nil
@@ -45,15 +47,23 @@ func (b *Broker) authorise(ctx context.Context, action policy.Action, resource p
 
 // read is authorise for an action that changes nothing: the permit itself is the event.
 func (b *Broker) read(ctx context.Context, action policy.Action, resource policy.Resource) (operation, error) {
-	op, err := b.authorise(ctx, action, resource)
-	if err != nil {
-		return op, err
+	return twice(func() (operation, error) {
+		op, err := b.authorise(ctx, action, resource)
+		if err != nil {
+			return operation{}, err
+		}
+		return op, b.permitted(ctx, op)
+	})
+}
+
+// permitted records a permit that no event of a change carries.
+func (b *Broker) permitted(ctx context.Context, op operation) error {
+	commit := ledgerCommit(event.New(op.now, op.id.String(), event.OperationPermitted{Principal: op.id.String(), Decision: *op.by()}))
+	commit.Require = []ledger.Precondition{op.permit.active.unchanged()}
+	if _, err := b.ledger.Commit(ctx, commit); err != nil {
+		return b.answer(ctx, op.caller, err)
 	}
-	err = b.record(ctx, event.New(op.now, op.id.String(), event.OperationPermitted{Principal: op.id.String(), Decision: *op.by()}))
-	if err != nil {
-		return operation{}, b.answer(ctx, op.caller, err)
-	}
-	return op, nil
+	return nil
 }
 
 // by is the decision as an event of a change carries it.

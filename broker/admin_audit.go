@@ -30,7 +30,8 @@ type auditor struct {
 	*Broker
 }
 
-// Tail streams events; with follow it waits for more. The caller's certificate is judged again at each page.
+// Tail streams events; with follow it waits for more. At each page, and each second while it waits, the
+// caller's certificate is judged again, and so is the permit where another revision decides by now.
 func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bullav1.AuditEvent]) error {
 	ctx := out.Context()
 	op, err := s.read(ctx, policy.ActionAuditTail, policy.Resource{Kind: policy.KindAudit})
@@ -48,7 +49,7 @@ func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bu
 		if err != nil {
 			return s.answer(ctx, op.caller, err)
 		}
-		if err := s.stillHolds(op); err != nil {
+		if err := s.still(ctx, &op); err != nil {
 			return err
 		}
 		for _, e := range entries {
@@ -63,36 +64,30 @@ func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bu
 		if !in.GetFollow() {
 			return nil
 		}
-		if err := s.waitFor(ctx, op, more); err != nil {
-			return err
-		}
-	}
-}
-
-// waitFor returns when there is more, or an error when the caller may not wait any longer.
-func (s auditor) waitFor(ctx context.Context, op operation, more <-chan struct{}) error {
-	tick := time.NewTicker(recheck)
-	defer tick.Stop()
-	for {
 		select {
 		case <-more:
-			return nil
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-tick.C:
-			if err := s.stillHolds(op); err != nil {
-				return err
-			}
+		case <-time.After(recheck):
 		}
 	}
 }
 
-// stillHolds judges the certificate behind a stream as of now.
-func (s auditor) stillHolds(op operation) error {
+// still says why a stream's caller may not go on, if so.
+func (s auditor) still(ctx context.Context, op *operation) error {
 	if _, err := s.peers.Check(op.conn.chain, s.now()); err != nil {
 		return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v; connect again", cause(err))
 	}
-	return nil
+	active, err := s.current(ctx)
+	if err != nil {
+		return s.answer(ctx, op.caller, err)
+	}
+	if active.seq == op.permit.active.seq {
+		return nil
+	}
+	asked := op.permit.signals
+	*op, err = s.read(ctx, asked.Action, asked.Resource)
+	return err
 }
 
 // Export streams the newest checkpoint and all events that it covers.
@@ -121,8 +116,8 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 			next = e.Index + 1
 			item.Records = append(item.Records, recordReply(e))
 		}
-		if held := s.stillHolds(op); held != nil {
-			return held
+		if err := s.still(ctx, &op); err != nil {
+			return err
 		}
 		err = out.Send(item)
 	}
@@ -169,7 +164,7 @@ func (s auditor) Prove(ctx context.Context, in *bullav1.ProveRequest) (*bullav1.
 	if err != nil {
 		return nil, err
 	}
-	if in.GetIndex() >= s.tree.Size() {
+	if size, _ := s.ledger.Committed(); in.GetIndex() >= s.tree.Size() && in.GetIndex() < size {
 		if _, err := s.tree.Integrate(ctx); err != nil {
 			return nil, s.answer(ctx, who, err)
 		}
@@ -199,15 +194,13 @@ func (s auditor) Prove(ctx context.Context, in *bullav1.ProveRequest) (*bullav1.
 
 // Doctor says how the broker is, and what to do about what is not well.
 func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1.DoctorReply, error) {
-	op, err := s.read(ctx, policy.ActionDoctor, policy.Resource{Kind: policy.KindSystem})
-	if err != nil {
+	if _, err := s.read(ctx, policy.ActionDoctor, policy.Resource{Kind: policy.KindSystem}); err != nil {
 		return nil, err
 	}
 	out := new(bullav1.DoctorReply)
 	for _, c := range s.Health(ctx) {
 		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})
 	}
-	_ = op
 	return out, nil
 }
 

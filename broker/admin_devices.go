@@ -3,6 +3,9 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
+
+	"google.golang.org/grpc/codes"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/attest"
@@ -31,7 +34,11 @@ func (s devices) BeginEnrolment(ctx context.Context, in *bullav1.BeginEnrolmentR
 			return nil, wrong("%v", err)
 		}
 	}
-	op, err := s.authorise(ctx, policy.ActionDeviceEnroll, policy.Resource{Kind: policy.KindDevice, Device: &policy.Device{Kind: clip(in.GetKind())}})
+	kind := in.GetKind()
+	if !attest.Kind(kind).Valid() {
+		kind = "" // what is no kind is no fact either, and could hold anything
+	}
+	op, err := s.read(ctx, policy.ActionDeviceEnroll, policy.Resource{Kind: policy.KindDevice, Device: &policy.Device{Kind: kind}})
 	if err != nil {
 		return nil, err
 	}
@@ -49,10 +56,13 @@ func (s devices) BeginEnrolment(ctx context.Context, in *bullav1.BeginEnrolmentR
 		challenge, finish, err = enroller(in.GetRequest(), active.references, op.id.String(), op.now)
 		return err
 	})
-	if err != nil {
+	switch {
+	case errors.Is(err, attest.ErrBusy):
+		return nil, refuse(codes.ResourceExhausted, checkAttestation, "too many attestations at once: try again")
+	case err != nil:
 		return nil, wrong("the device can't be enrolled: %v", err)
 	}
-	id, err := s.pending.add(op, in.GetPrincipals(), finish)
+	id, err := s.pending.add(op, slices.Compact(slices.Sorted(slices.Values(in.GetPrincipals()))), finish)
 	if err != nil {
 		return nil, err
 	}
@@ -160,11 +170,20 @@ func (s devices) revoke(ctx context.Context, in *bullav1.RevokeDeviceRequest) (*
 		return nil, err
 	}
 	if row.ID == "" {
+		if err := s.permitted(ctx, op); err != nil {
+			return nil, err
+		}
 		return nil, missing("there is no device %s", in.GetId())
 	}
 	commit := ledgerCommit(event.New(op.now, op.id.String(), event.DeviceRevoked{Device: row.ID, Reason: in.GetReason(), By: op.by()}))
 	commit.Require = []ledger.Precondition{op.permit.active.unchanged()}
-	if _, err := s.ledger.Commit(ctx, commit); err != nil && !errors.Is(err, ledger.ErrTransition) {
+	_, err = s.ledger.Commit(ctx, commit)
+	switch {
+	case errors.Is(err, ledger.ErrTransition): // it was revoked before
+		if err := s.permitted(ctx, op); err != nil {
+			return nil, err
+		}
+	case err != nil:
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	if err := s.endDevice(ctx, op.now, row.ID, "its device was revoked: "+in.GetReason()); err != nil {

@@ -32,6 +32,9 @@ func (s policies) push(ctx context.Context, in *bullav1.PushRevisionRequest) (*b
 	}
 	loaded, err := s.load(ctx, in.GetArchive())
 	if err != nil {
+		if err := s.permitted(ctx, op); err != nil { // who tried it, and with what
+			return nil, err
+		}
 		return nil, wrong("the bundle was refused, the active revision stays:\n%v", err)
 	}
 	row, err := s.activate(ctx, op.now, loaded, "push by "+op.id.String(), in.GetNote(), &op)

@@ -54,13 +54,15 @@ func (s secrets) put(ctx context.Context, name secret.Name, class string, value 
 	if class == "" && t.exists {
 		class = t.secret.Class
 	}
-	parsed, err := secret.ParseClass(class)
-	if err != nil {
-		return nil, wrong("%v: name one with --class", err)
-	}
+	// Whether a class has to be named depends on whether the secret exists, which not everybody may learn.
+	parsed, nameless := secret.ParseClass(class)
 	facts := secretFacts(t)
 	facts.NewClass = parsed.String()
 	op, err := s.authorise(ctx, policy.ActionSecretPut, policy.Resource{Kind: policy.KindSecret, Secret: facts})
+	var denied *refusal
+	if nameless != nil && (err == nil || errors.As(err, &denied) && len(denied.reasons) > 0) {
+		return nil, wrong("%v: name one with --class", nameless)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -163,11 +165,7 @@ func (s secrets) ListSecrets(ctx context.Context, in *bullav1.ListSecretsRequest
 			if !strings.HasPrefix(row.Name, in.GetPrefix()) {
 				continue
 			}
-			seen, err := s.sees(ctx, op, row)
-			if err != nil {
-				return nil, s.answer(ctx, op.caller, err)
-			}
-			if !seen {
+			if !s.sees(ctx, op, row) {
 				continue
 			}
 			out.Secrets = append(out.Secrets, secretReply(row))
@@ -182,14 +180,11 @@ func (s secrets) ListSecrets(ctx context.Context, in *bullav1.ListSecretsRequest
 	}
 }
 
-// sees asks policy whether the caller of a listing may see this entry.
-func (s secrets) sees(ctx context.Context, op operation, row ledger.Secret) (bool, error) {
-	facts := &policy.Secret{Name: row.Name, Exists: true, Class: row.Class, Exposure: "none"}
-	if n := len(row.Versions); n > 0 {
-		facts.Version = int64(row.Versions[n-1].Version)
-	}
-	v, err := s.decide(ctx, s.adminSignals(op.now, op.caller, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: facts}))
-	return v.decision.Effect == policy.Permit, err
+// sees asks the policy that permitted the listing whether its caller may see this entry.
+func (s secrets) sees(ctx context.Context, op operation, row ledger.Secret) bool {
+	facts := secretFacts(target{name: row.Name, exists: true, secret: row, version: row.Versions[len(row.Versions)-1]})
+	asked := s.adminSignals(op.now, op.caller, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: facts})
+	return s.decide(ctx, op.permit.active, asked).decision.Effect == policy.Permit
 }
 
 func secretReply(s ledger.Secret) *bullav1.SecretMetadata {

@@ -105,11 +105,20 @@ func (s sessions) revoke(ctx context.Context, in *bullav1.RevokeSessionRequest) 
 		return nil, err
 	}
 	if found.ID.IsZero() {
+		if err := s.permitted(ctx, op); err != nil {
+			return nil, err
+		}
 		return nil, missing("there is no session %s", in.GetId())
 	}
 	commit := ledgerCommit(event.New(op.now, found.Principal, event.SessionRevoked{Session: found.ID, Reason: in.GetReason(), By: op.by()}))
 	commit.Require = []ledger.Precondition{op.permit.active.unchanged()}
-	if _, err := s.ledger.Commit(ctx, commit); err != nil && !errors.Is(err, ledger.ErrTransition) {
+	_, err = s.ledger.Commit(ctx, commit)
+	switch {
+	case errors.Is(err, ledger.ErrTransition): // it has ended: what the operator is shown of it needs an event of its own
+		if err := s.permitted(ctx, op); err != nil {
+			return nil, err
+		}
+	case err != nil:
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	found, _, err = s.ledger.Session(ctx, found.ID)

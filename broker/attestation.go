@@ -41,13 +41,13 @@ func (b *Broker) appraise(ctx context.Context, now time.Time, who request) (*bul
 	if err := strictProto(who.payload, &asked); err != nil || len(asked.GetEvidence()) > maxEvidence {
 		return nil, b.invalid(ctx, now, who, fmt.Sprintf("the payload is not an AttestRequest with at most %d bytes of evidence", maxEvidence))
 	}
-	enrolled, err := b.enrolled(ctx, now, who, &asked)
-	if err != nil {
-		return nil, err
-	}
 	recipient, err := certified(&asked)
 	if err != nil {
 		return nil, b.invalid(ctx, now, who, err.Error())
+	}
+	enrolled, err := b.enrolled(ctx, now, who, &asked)
+	if err != nil {
+		return nil, err
 	}
 	claims, err := b.verify(ctx, asked.GetEvidence(), attest.Binding{
 		Nonce: who.nonce, Channel: who.conn.exporter, Principal: who.caller.id.String(), InstanceKey: who.instance.spki, RecipientKey: recipient,
@@ -164,18 +164,21 @@ func (b *Broker) admitResult(ctx context.Context, now time.Time, who request, ac
 	if err != nil {
 		return err
 	}
+	failed := result.Status == attest.Contraindicated
 	err = b.record(ctx, event.New(now, who.caller.id.String(), event.AttestationAppraised{
 		Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: enrolled.ID.String(),
-		Result: encoded, Counters: counters, Revision: active.digest,
+		Result: encoded, Counters: counters, Failed: failed, Revision: active.digest,
 	}))
-	if err != nil || result.Status != attest.Contraindicated {
+	if err != nil || !failed {
 		return err
 	}
 	return b.endDevice(ctx, now, enrolled.ID.String(), "the device failed its appraisal")
 }
 
-// endDevice revokes the live sessions that were delivered on the word of a device.
+// endDevice revokes the live sessions that were delivered on the word of a device. A caller who goes away does
+// not end that: it may be the device.
 func (b *Broker) endDevice(ctx context.Context, now time.Time, device, reason string) error {
+	ctx = context.WithoutCancel(ctx)
 	for {
 		live, err := b.ledger.Sessions(ctx, ledger.SessionQuery{
 			Device: device, States: []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}, Max: 256,

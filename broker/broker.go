@@ -98,7 +98,6 @@ type Broker struct {
 	types     map[string]string
 	limits    *limits
 	history   *history
-	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
 
@@ -143,7 +142,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		signer: c.Signer, verifiers: map[attest.Kind]attest.Verifier{}, enrollers: c.Enrollers, site: c.Invariants, types: c.Types,
 		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
-		history: newHistory(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
+		history: newHistory(c.Ledger), pending: newEnrolments(), metrics: newMetrics(),
 	}
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {
@@ -173,10 +172,12 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 	if err != nil {
 		return nil, fmt.Errorf("archive of revision %s: %w", row.Digest, err)
 	}
-	loaded, err := b.load(ctx, archive)
+	// Not under ctx: callers whose time ends before a bundle is loaded would begin again for ever.
+	loaded, err := b.load(context.WithoutCancel(ctx), archive)
 	if err != nil {
 		return nil, fmt.Errorf("revision %s: %w", row.Digest, err)
 	}
+	b.engine.Activate(loaded.revision) // the breaker counts for the active one
 	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, seq: seq}
 	return b.active, nil
 }
@@ -221,7 +222,7 @@ func ledgerCommit(ev event.Event) ledger.Commit { return ledger.Commit{Event: ev
 func clip(s string) string {
 	const most = 200
 	if len(s) > most {
-		return s[:most] + "…"
+		return cut(s, most) + "…"
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"time"
+	"unicode/utf8"
 
 	"google.golang.org/grpc/codes"
 
@@ -110,7 +111,7 @@ func (b *Broker) rejectTarget(ctx context.Context, now time.Time, who caller, bo
 	body.Principal = who.id.String()
 	ev := event.New(now, who.id.String(), body)
 	if err := b.record(ctx, ev); err != nil {
-		return err
+		return b.answer(ctx, who, err)
 	}
 	answer.support, answer.nonce = ev.ID.String(), who.conn.next()
 	return answer
@@ -119,8 +120,17 @@ func (b *Broker) rejectTarget(ctx context.Context, now time.Time, who caller, bo
 // bounded cuts what a peer chose to what a thumbprint needs.
 func bounded(s string) string {
 	const thumbprint = 43
-	if len(s) > thumbprint {
-		return s[:thumbprint]
+	return cut(s, thumbprint)
+}
+
+// cut returns the first bytes of s, most at most, without half a character at the end: the ledger takes no
+// text that is not UTF-8.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
 	}
-	return s
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most]
 }

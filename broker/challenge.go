@@ -1,15 +1,17 @@
 package broker
 
 import (
+	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/envelope/proof"
+	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 )
 
@@ -45,8 +47,14 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 		return err
 	}
 	in := instance{thumbprint: proof.Thumbprint(binding.InstanceKey), public: binding.InstanceKey, spki: spki, notAfter: binding.NotAfter}
-	digest := sha256.Sum256(encoded)
-	if !b.bindings.known(digest) {
+	row, _, err := b.ledger.Instance(ctx, ledger.InstanceKey(who.id.String(), in.thumbprint))
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		return err
+	}
+	if !bytes.Equal(row.Binding, encoded) {
+		if !b.limits.bind(who.id.String(), now) {
+			return refuse(codes.ResourceExhausted, checkLimit, "too many new instance keys of this principal: slow down and try again")
+		}
 		chain := make([][]byte, len(who.conn.chain))
 		for i, c := range who.conn.chain {
 			chain[i] = c.Raw
@@ -57,7 +65,6 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 		if err != nil {
 			return err
 		}
-		b.bindings.remember(digest)
 	}
 	who.conn.bind(in)
 	return nil

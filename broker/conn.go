@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc/credentials"
@@ -103,6 +104,25 @@ type transport struct {
 
 var errBusy = errors.New("too many TLS handshakes at once")
 
+// turn is a connection that holds a slot during its handshake only while there is something to compute: it
+// gives it back while it waits for its peer. Otherwise a few strangers who connect and say nothing would keep
+// everybody out.
+type turn struct {
+	net.Conn
+	slots   chan struct{}
+	shaking atomic.Bool
+}
+
+// Read implements net.Conn.
+func (c *turn) Read(b []byte) (int, error) {
+	if !c.shaking.Load() {
+		return c.Conn.Read(b)
+	}
+	<-c.slots
+	defer func() { c.slots <- struct{}{} }()
+	return c.Conn.Read(b)
+}
+
 // ServerHandshake implements credentials.TransportCredentials.
 func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	timer := time.NewTimer(t.wait)
@@ -113,7 +133,10 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 	case <-timer.C:
 		return nil, nil, errBusy
 	}
-	secured, info, err := t.TransportCredentials.ServerHandshake(raw)
+	working := &turn{Conn: raw, slots: t.handshakes}
+	working.shaking.Store(true)
+	secured, info, err := t.TransportCredentials.ServerHandshake(working)
+	working.shaking.Store(false)
 	if err != nil {
 		return nil, nil, err
 	}

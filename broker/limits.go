@@ -11,14 +11,22 @@ import (
 // longest goes.
 const maxPrincipals = 4096
 
+// Each new binding of an instance key is a durable event with a certificate chain, whoever asks: so many a
+// second, so many at once. A process makes one per SVID.
+const (
+	bindingsPerSecond = 20
+	bindingsBurst     = 4096
+)
+
 // refusalWindow is the span that one RefusalsCounted event stands for.
 const refusalWindow = 10 * time.Second
 
 // allowance is what one principal may spend.
 type allowance struct {
-	calls   *rate.Limiter // every call, before it costs a signature check
-	denials *rate.Limiter // refused calls: each is a durable event
-	used    time.Time
+	calls    *rate.Limiter // every call, before it costs a signature check
+	denials  *rate.Limiter // refused calls: each is a durable event
+	bindings *rate.Limiter // new instance keys: each is a durable event
+	used     time.Time
 
 	refused uint64 // since from, not yet recorded
 	from    time.Time
@@ -44,7 +52,7 @@ func (l *limits) of(principal string, now time.Time) *allowance {
 		if len(l.all) >= maxPrincipals {
 			l.evict()
 		}
-		a = &allowance{calls: rate.NewLimiter(l.calls, l.callBurst), denials: rate.NewLimiter(l.denials, l.denialBurst)}
+		a = &allowance{calls: rate.NewLimiter(l.calls, l.callBurst), denials: rate.NewLimiter(l.denials, l.denialBurst), bindings: rate.NewLimiter(bindingsPerSecond, bindingsBurst)}
 		l.all[principal] = a
 	}
 	a.used = now
@@ -73,11 +81,34 @@ func (l *limits) admit(principal string, now time.Time) bool {
 	if a.denials.TokensAt(now) >= 1 && a.calls.AllowN(now, 1) {
 		return true
 	}
-	if a.refused == 0 {
-		a.from = now
-	}
-	a.refused++
+	a.refuse(now, 1)
 	return false
+}
+
+// bind reports whether principal may bring one more instance key now.
+func (l *limits) bind(principal string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.of(principal, now)
+	if a.bindings.AllowN(now, 1) {
+		return true
+	}
+	a.refuse(now, 1)
+	return false
+}
+
+// refused counts n refusals since from that no event stands for yet.
+func (l *limits) refused(principal string, from time.Time, n uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.of(principal, from).refuse(from, n)
+}
+
+func (a *allowance) refuse(from time.Time, n uint64) {
+	if a.refused == 0 || from.Before(a.from) {
+		a.from = from
+	}
+	a.refused += n
 }
 
 // denied takes one denial from principal's allowance.

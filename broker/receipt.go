@@ -39,8 +39,14 @@ func (b *Broker) acknowledge(ctx context.Context, now time.Time, who request) (s
 	if err != nil {
 		return "", err
 	}
+	if asked.GetClose() && s.State == session.Closed {
+		return session.Closed, nil
+	}
 	if state := s.StateAt(now); state.Ended() {
 		return "", refuse(codes.FailedPrecondition, checkSession, "the session is %s", state)
+	}
+	if asked.GetClose() && s.State == session.Issued && !s.ReceiptBy.IsZero() {
+		return "", b.rejectRequest(ctx, now, who, checkReceipt, s.ID.String(), "the policy demands a receipt: hand it in before the session is closed")
 	}
 	if asked.GetClose() {
 		return b.move(ctx, now, who, s, event.SessionClosed{Session: s.ID}, session.Closed)

@@ -45,7 +45,11 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if reply, err := b.answered(ctx, now, who, asked); reply != nil || err != nil { // the same request again
 		return reply, err
 	}
-	device, err := b.passport(ctx, now, who) // attestation
+	active, err := b.current(ctx) // the revision that decides
+	if err != nil {
+		return nil, err
+	}
+	device, err := b.passport(ctx, active, who) // attestation
 	if err != nil {
 		return nil, err
 	}
@@ -54,10 +58,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	signals := b.signals(ctx, now, who, asked, device, target) // context
-	verdict, err := b.decide(ctx, signals)                     // risk and policy
-	if err != nil {
-		return nil, err
-	}
+	verdict := b.decide(ctx, active, signals)                  // risk and policy
 	permit, denied := verdict.permit()
 	if denied != nil {
 		return nil, b.deny(ctx, now, who, denied, target)
@@ -116,6 +117,9 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 			err = refuse(codes.Aborted, checkRequest, "this request was answered a moment ago and that answer is gone: ask with a new request id")
 		}
 		return before, err
+	}
+	if errors.Is(err, ledger.ErrLimit) {
+		b.limits.refused(who.caller.id.String(), now, 1)
 	}
 	if err != nil {
 		return nil, err

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
@@ -52,6 +51,7 @@ func (b *Broker) GRPC() *grpc.Server {
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
 		grpc.UnaryInterceptor(b.unary), grpc.StreamInterceptor(b.stream),
+		grpc.WaitForHandlers(true), // what they use is closed after Stop
 	)
 	bullav1.RegisterBrokerServer(s, b)
 	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
@@ -59,10 +59,32 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
-	hs := health.NewServer()
-	hs.SetServingStatus("", healthpb.HealthCheckResponse_SERVING)
-	healthpb.RegisterHealthServer(s, hs)
+	healthpb.RegisterHealthServer(s, health{Broker: b})
 	return s
+}
+
+// health is gRPC's health service: what /ready says, to whoever may call. There is no Watch, since a stream
+// would outlive its caller's certificate.
+type health struct {
+	healthpb.UnimplementedHealthServer
+	*Broker
+}
+
+// Check implements healthpb.HealthServer.
+func (h health) Check(ctx context.Context, in *healthpb.HealthCheckRequest) (*healthpb.HealthCheckResponse, error) {
+	if _, err := h.caller(ctx, h.now()); err != nil {
+		return nil, err
+	}
+	if in.GetService() != "" {
+		return nil, missing("health is that of the whole broker: name no service")
+	}
+	out := &healthpb.HealthCheckResponse{Status: healthpb.HealthCheckResponse_SERVING}
+	for _, c := range h.Health(ctx) {
+		if c.Err != nil {
+			out.Status = healthpb.HealthCheckResponse_NOT_SERVING
+		}
+	}
+	return out, nil
 }
 
 // unary is plumbing: a panic becomes INTERNAL, and nothing of it reaches the caller.

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/policy"
@@ -31,14 +33,18 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 // principal is the verified caller as policy sees it.
 func (b *Broker) principal(who caller, level string) policy.Principal {
 	return policy.Principal{
-		ID: who.id.String(), TrustDomain: who.id.TrustDomain().Name(), Path: who.id.Path(), Type: b.principalType(who.id.Path()), Level: level,
+		ID: who.id.String(), TrustDomain: who.id.TrustDomain().Name(), Path: who.id.Path(), Type: b.principalType(who.id), Level: level,
 		NotBefore: who.leaf.NotBefore.UnixMicro(), NotAfter: who.leaf.NotAfter.UnixMicro(),
 	}
 }
 
-// principalType is configured by the longest path prefix, whole segments only; SERVICE where none fits.
-func (b *Broker) principalType(path string) string {
-	best, found := -1, policy.TypeService
+// principalType is configured by the longest path prefix, whole segments only; SERVICE where none fits. The
+// paths are those of the broker's own trust domain: in a federated one the same path is somebody else's choice.
+func (b *Broker) principalType(id spiffeid.ID) string {
+	best, found, path := -1, policy.TypeService, id.Path()
+	if id.TrustDomain() != b.id.TrustDomain() {
+		return found
+	}
 	for prefix, kind := range b.types {
 		if len(prefix) > best && (path == prefix || strings.HasPrefix(path, strings.TrimSuffix(prefix, "/")+"/")) {
 			best, found = len(prefix), kind

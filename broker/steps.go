@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -72,8 +73,9 @@ type device struct {
 // unchanged are the rows that the commit of a delivery that relies on the device demands.
 func (d device) unchanged() []ledger.Precondition { return d.rows }
 
-// passport returns the newest appraisal of this very instance, if its device is still enrolled.
-func (b *Broker) passport(ctx context.Context, now time.Time, who request) (device, error) {
+// passport returns the newest appraisal of this very instance, if its device is still enrolled. It is void when
+// the device has failed an appraisal since, whoever's, and when it was made with other reference values.
+func (b *Broker) passport(ctx context.Context, active *active, who request) (device, error) {
 	key := ledger.RowKey{Kind: ledger.KindPassport, Key: ledger.InstanceKey(who.caller.id.String(), who.instance.thumbprint)}
 	pass, seq, err := b.ledger.Passport(ctx, key.Key)
 	if errors.Is(err, ledger.ErrNotFound) {
@@ -90,7 +92,10 @@ func (b *Broker) passport(ctx context.Context, now time.Time, who request) (devi
 	if err != nil {
 		return device{}, err
 	}
-	if !enrolled.Revoked.IsZero() || !result.For(who.caller.id.String(), who.instance.spki) {
+	references := active.references.Digest()
+	switch {
+	case !enrolled.Revoked.IsZero(), !result.For(who.caller.id.String(), who.instance.spki),
+		pass.At.Time().Before(enrolled.Failed.Time()), result.ReferenceDigest != hex.EncodeToString(references[:]):
 		return device{}, nil
 	}
 	return device{
@@ -130,17 +135,13 @@ func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
 	return target{name: s.Name, seq: seq}, nil
 }
 
-// decide asks the active revision.
-func (b *Broker) decide(ctx context.Context, s policy.Signals) (verdict, error) {
-	active, err := b.current(ctx)
-	if err != nil {
-		return verdict{}, err
-	}
+// decide asks a revision, the active one.
+func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals) verdict {
 	d := b.engine.Decide(ctx, active.revision, s)
 	if d.Fault != "" {
 		b.logger.Warn("policy gave no usable answer", "action", s.Action, "revision", active.digest.String(), "fault", d.Fault)
 	}
-	return verdict{decision: d, signals: s, active: active}, nil
+	return verdict{decision: d, signals: s, active: active}
 }
 
 // deny records a DENY or STEP_UP and says as much as the caller may know.
@@ -191,14 +192,32 @@ func (b *Broker) denial(ctx context.Context, now time.Time, who caller, requestI
 
 // value opens the secret version from rest. What the row says is bound into the ciphertext, so an edited
 // row does not open.
+//
+// The class that policy judged is the secret's, which is always that of its newest version. That one has to open
+// under it as well, or else an edited class would let an older version out.
 func (b *Broker) value(ctx context.Context, t target) (secret.Bytes, error) {
-	sealed, err := b.ledger.Blob(ctx, ledger.SecretBlob(t.version.RecordID), t.version.CiphertextDigest)
-	if err != nil {
-		return secret.Bytes{}, fmt.Errorf("read secret %s version %d: %w", t.name, t.version.Version, err)
+	newest := t.secret.Versions[len(t.secret.Versions)-1]
+	if newest.Class != t.secret.Class {
+		return secret.Bytes{}, fmt.Errorf("secret %s: %w: its class is not that of its newest version", t.name, ledger.ErrTampered)
 	}
-	plain, err := b.ring.Open(keyring.PurposeSecret, sealed, secretAAD(t.name, t.version).Bytes())
+	if newest.Version != t.version.Version {
+		vouching, err := b.openVersion(ctx, t.name, newest)
+		if err != nil {
+			return secret.Bytes{}, err
+		}
+		vouching.Zero()
+	}
+	return b.openVersion(ctx, t.name, t.version)
+}
+
+func (b *Broker) openVersion(ctx context.Context, name string, v ledger.SecretVersion) (secret.Bytes, error) {
+	sealed, err := b.ledger.Blob(ctx, ledger.SecretBlob(v.RecordID), v.CiphertextDigest)
 	if err != nil {
-		return secret.Bytes{}, fmt.Errorf("open secret %s version %d from rest (its row was changed, or the keyring is another one): %w", t.name, t.version.Version, err)
+		return secret.Bytes{}, fmt.Errorf("read secret %s version %d: %w", name, v.Version, err)
+	}
+	plain, err := b.ring.Open(keyring.PurposeSecret, sealed, secretAAD(name, v).Bytes())
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("open secret %s version %d from rest (its row was changed, or the keyring is another one): %w", name, v.Version, err)
 	}
 	return secret.NewBytes(plain), nil
 }

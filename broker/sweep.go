@@ -4,7 +4,9 @@ import (
 	"context"
 	"time"
 
+	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/session"
 )
 
 // sweepChunk is how many sessions one event ends: small enough that deliveries get in between.
@@ -15,9 +17,18 @@ const sweepChunk = 250
 func (b *Broker) Sweep(ctx context.Context) error {
 	now := b.now()
 	for {
+		due, err := b.ledger.Sessions(ctx, ledger.SessionQuery{ExpiresBefore: now, Max: sweepChunk})
+		if err != nil {
+			return err
+		}
 		n, err := b.ledger.ExpireSessions(ctx, now, sweepChunk)
 		if err != nil {
 			return err
+		}
+		for _, s := range due { // a session that ends before its receipt is due is no way around the receipt
+			if s.State == session.Issued && !s.ReceiptBy.IsZero() {
+				b.history.unconfirmed(s.Principal, now)
+			}
 		}
 		b.metrics.sweptDone.Add(float64(n))
 		if n < sweepChunk {
@@ -42,16 +53,19 @@ func (b *Broker) Sweep(ctx context.Context) error {
 
 // recordRefusals writes one event per principal for what its limiter refused.
 func (b *Broker) recordRefusals(ctx context.Context, now time.Time, flush bool) error {
+	var failed error
 	for _, t := range b.limits.due(now, flush) {
-		b.metrics.refusals.Add(float64(t.count))
 		err := b.record(ctx, event.New(now, t.principal, event.RefusalsCounted{
 			Principal: t.principal, Limit: checkLimit, Count: t.count, From: event.NewTime(t.from), To: event.NewTime(now),
 		}))
-		if err != nil {
-			return err
+		if err != nil { // they are counted on until the ledger takes them
+			b.limits.refused(t.principal, t.from, t.count)
+			failed = err
+			continue
 		}
+		b.metrics.refusals.Add(float64(t.count))
 	}
-	return nil
+	return failed
 }
 
 // Run does the broker's background work until ctx ends: sweeping, and keeping the log's tree up to date.

@@ -13,8 +13,8 @@ import (
 )
 
 // freshFor is how long a recipient key is remembered where policy demands forward secrecy: longer than any
-// envelope lives.
-const freshFor = 32 * 24 * time.Hour
+// envelope lives, which policy can let live for 366 days.
+const freshFor = 367 * 24 * time.Hour
 
 // terms are the limits under which a permit is delivered.
 type terms struct {
@@ -48,9 +48,12 @@ func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string
 		t.receiptBy = now.Add(time.Duration(o.ReceiptRequired.WithinSeconds) * time.Second)
 	}
 	if r := o.RateLimit; r != nil {
-		length := time.Duration(r.WindowSeconds) * time.Second
+		length, who := time.Duration(r.WindowSeconds)*time.Second, "key/"+r.Key // all who share the key share the limit
+		if r.Key == "" {
+			who = "principal/" + p.signals.Principal.ID
+		}
 		t.counters = append(t.counters, ledger.Counter{
-			Key: "rate/" + p.signals.Principal.ID + "/" + r.Key, Window: now.Truncate(length), Length: length, Max: uint32(min(r.Max, 1<<31)),
+			Key: "rate/" + who, Window: now.Truncate(length), Length: length, Max: uint32(min(r.Max, 1<<31)),
 		})
 	}
 	if o.ForwardSecrecy != nil {

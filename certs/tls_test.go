@@ -30,7 +30,7 @@ const broker = "spiffe://td.test/bulla/broker"
 
 // handshake runs one connection over loopback and returns what both ends say of it. After the handshake one byte goes each
 // way, since in TLS 1.3 a client learns of its refusal at the first read.
-func handshake(t testing.TB, server, client *tls.Config) (serverErr, clientErr error, state tls.ConnectionState) {
+func handshake(t testing.TB, server, client *tls.Config) (state tls.ConnectionState, serverErr, clientErr error) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -68,7 +68,7 @@ func handshake(t testing.TB, server, client *tls.Config) (serverErr, clientErr e
 	}
 	state = c.ConnectionState()
 	_ = conn.Close()
-	return <-done, clientErr, state
+	return state, <-done, clientErr
 }
 
 // rawClient is a client that keeps no rule: it presents svid (nil: nothing) to anybody.
@@ -88,7 +88,7 @@ func TestTLSBothSidesAgree(t *testing.T) {
 	a := newAuthority(t, "td.test", time.Hour)
 	server := open(t, certs.Config{EndpointSocket: a.socket(t, "bulla/broker")})
 	client := open(t, certs.Config{EndpointSocket: a.socket(t, "workload")})
-	serverErr, clientErr, state := handshake(t, certs.ServerTLS(server), certs.ClientTLS(client, spiffeid.RequireFromString(broker)))
+	state, serverErr, clientErr := handshake(t, certs.ServerTLS(server), certs.ClientTLS(client, spiffeid.RequireFromString(broker)))
 	if serverErr != nil || clientErr != nil {
 		t.Fatal(serverErr, clientErr)
 	}
@@ -108,16 +108,16 @@ func TestServerTLSRefusesStrangers(t *testing.T) {
 	clients["an expired certificate"] = ca.Issue(t, xtest.Leaf{ID: workload, NotAfter: time.Now().Add(-time.Second)})
 	clients["a certificate of tomorrow"] = ca.Issue(t, xtest.Leaf{ID: workload, From: time.Now().Add(time.Hour), NotAfter: time.Now().Add(2 * time.Hour)})
 	for name, svid := range clients {
-		if serverErr, clientErr, _ := handshake(t, cfg, rawClient(svid)); serverErr == nil || clientErr == nil {
+		if _, serverErr, clientErr := handshake(t, cfg, rawClient(svid)); serverErr == nil || clientErr == nil {
 			t.Errorf("%s: was let in (server %v, client %v)", name, serverErr, clientErr)
 		}
 	}
-	if serverErr, clientErr, _ := handshake(t, cfg, rawClient(ca.Issue(t, xtest.Leaf{ID: workload}))); serverErr != nil || clientErr != nil {
+	if _, serverErr, clientErr := handshake(t, cfg, rawClient(ca.Issue(t, xtest.Leaf{ID: workload}))); serverErr != nil || clientErr != nil {
 		t.Errorf("a good one: server %v, client %v", serverErr, clientErr)
 	}
 	old := rawClient(ca.Issue(t, xtest.Leaf{ID: workload}))
 	old.MaxVersion = tls.VersionTLS12
-	if serverErr, _, _ := handshake(t, cfg, old); serverErr == nil {
+	if _, serverErr, _ := handshake(t, cfg, old); serverErr == nil {
 		t.Error("TLS 1.2 was taken")
 	}
 }
@@ -130,16 +130,16 @@ func TestServerTLSNeverResumes(t *testing.T) {
 	client := rawClient(ca.Issue(t, xtest.Leaf{ID: workload}))
 	cfg := certs.ServerTLS(server)
 	for range 2 {
-		if serverErr, clientErr, state := handshake(t, cfg, client); serverErr != nil || clientErr != nil || state.DidResume {
+		if state, serverErr, clientErr := handshake(t, cfg, client); serverErr != nil || clientErr != nil || state.DidResume {
 			t.Fatalf("server %v, client %v, resumed %t", serverErr, clientErr, state.DidResume)
 		}
 	}
 	generous := certs.ServerTLS(server)
 	generous.SessionTicketsDisabled = false
-	if _, _, state := handshake(t, generous, client); state.DidResume {
+	if state, _, _ := handshake(t, generous, client); state.DidResume {
 		t.Fatal("resumed without a ticket")
 	}
-	if serverErr, _, state := handshake(t, generous, client); serverErr != nil || !state.DidResume {
+	if state, serverErr, _ := handshake(t, generous, client); serverErr != nil || !state.DidResume {
 		t.Fatalf("this test needs a resumption to judge: %v, resumed %t", serverErr, state.DidResume)
 	}
 	writeBundle(t, dir, next.Certificate)
@@ -147,7 +147,7 @@ func TestServerTLSNeverResumes(t *testing.T) {
 		bundle, err := server.GetX509BundleForTrustDomain(ca.TrustDomain)
 		return err == nil && !bundle.HasX509Authority(ca.Certificate)
 	})
-	if serverErr, _, _ := handshake(t, generous, client); serverErr == nil || !strings.Contains(serverErr.Error(), "no path to an authority") {
+	if _, serverErr, _ := handshake(t, generous, client); serverErr == nil || !strings.Contains(serverErr.Error(), "no path to an authority") {
 		t.Errorf("resumption after a revocation: %v", serverErr)
 	}
 }
@@ -165,7 +165,7 @@ func TestClientTLSTalksToOneServerOnly(t *testing.T) {
 		return cfg
 	}
 	pinned := certs.ClientTLS(client, spiffeid.RequireFromString(broker))
-	if serverErr, clientErr, _ := handshake(t, serve(ca.Issue(t, xtest.Leaf{ID: broker})), pinned); serverErr != nil || clientErr != nil {
+	if _, serverErr, clientErr := handshake(t, serve(ca.Issue(t, xtest.Leaf{ID: broker})), pinned); serverErr != nil || clientErr != nil {
 		t.Fatal(serverErr, clientErr)
 	}
 	for name, tc := range map[string]struct {
@@ -179,11 +179,11 @@ func TestClientTLSTalksToOneServerOnly(t *testing.T) {
 		"the broker of a foreign trust domain": {xtest.NewCA(t, "other.test").Issue(t, xtest.Leaf{ID: "spiffe://other.test/bulla/broker"}), certs.ErrUntrusted},
 		"an expired certificate":               {ca.Issue(t, xtest.Leaf{ID: broker, NotAfter: time.Now().Add(-time.Second)}), certs.ErrExpired},
 	} {
-		if _, clientErr, _ := handshake(t, serve(tc.svid), pinned); !errors.Is(clientErr, tc.want) {
+		if _, _, clientErr := handshake(t, serve(tc.svid), pinned); !errors.Is(clientErr, tc.want) {
 			t.Errorf("%s: %v; want %v", name, clientErr, tc.want)
 		}
 	}
-	if _, clientErr, _ := handshake(t, serve(ca.Issue(t, xtest.Leaf{ID: broker})), certs.ClientTLS(client, spiffeid.ID{})); !errors.Is(clientErr, certs.ErrUnexpectedID) {
+	if _, _, clientErr := handshake(t, serve(ca.Issue(t, xtest.Leaf{ID: broker})), certs.ClientTLS(client, spiffeid.ID{})); !errors.Is(clientErr, certs.ErrUnexpectedID) {
 		t.Errorf("without a pin: %v; want ErrUnexpectedID", clientErr)
 	}
 }

@@ -175,15 +175,24 @@ func (c *Client) bindNew(ctx context.Context, ch *channel) (*channel, [32]byte, 
 	return ch, [32]byte(reply.GetNonce()), nil
 }
 
+// binding is the word of the channel's SVID for the instance key: the same on each connection that the SVID
+// makes, so that the broker records it once.
 func (c *Client) binding(ch *channel) ([]byte, error) {
+	c.bindingMu.Lock()
+	defer c.bindingMu.Unlock()
+	if c.bindingOf != nil && c.bindingOf.Equal(ch.leaf) && c.cfg.Now().Before(c.bindingEnds) {
+		return c.bound, nil
+	}
 	public, err := reqproof.InstancePublic(c.instance)
 	if err != nil {
 		return nil, err
 	}
-	b, err := reqproof.SignBinding(ch.key, ch.leaf, public, c.cfg.Now().Add(bindingLife))
+	now := c.cfg.Now()
+	b, err := reqproof.SignBinding(ch.key, ch.leaf, public, now.Add(bindingLife))
 	if err != nil {
 		return nil, fmt.Errorf("bind the instance key to the SVID: %w", err)
 	}
+	c.bound, c.bindingOf, c.bindingEnds = b, ch.leaf, now.Add(bindingLife/2)
 	return b, nil
 }
 
@@ -211,7 +220,7 @@ func (c *Client) keys() *envelope.KeySet {
 
 // again says whether the same request may be answered better if it is sent once more.
 func again(r *Refusal) bool {
-	return stale(r) || r.Code == codes.Aborted || r.Code == codes.Unavailable && r.Check != "limit" || r.Code == codes.ResourceExhausted && r.Check == "nonce"
+	return stale(r) || r.Code == codes.Aborted || r.Code == codes.ResourceExhausted && r.Check == "attestation"
 }
 
 // stale says whether the refusal is about the connection and not about the request.

@@ -19,6 +19,7 @@ package client
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -99,6 +100,11 @@ type Client struct {
 	tpm        *device.TPM
 	tpmKey     *device.InstanceKey
 	devDevice  *dev.Device
+
+	bindingMu   sync.Mutex // guards what follows
+	bound       []byte     // binding of the instance key
+	bindingOf   *x509.Certificate
+	bindingEnds time.Time
 
 	attestMu  sync.Mutex // held while attesting; guards recipient
 	recipient *envelope.Recipient

@@ -25,6 +25,7 @@ type Follower struct {
 	mu      sync.Mutex // guards what follows
 	current *Secret
 	failure error
+	closed  bool
 }
 
 // Follow gets a secret and keeps it delivered until Close, of the Follower or of the Client.
@@ -67,6 +68,9 @@ func (f *Follower) Current(ctx context.Context) (*Secret, error) {
 func (f *Follower) replace(ctx context.Context, old *Secret, why error) (*Secret, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.closed {
+		return nil, fmt.Errorf("follow %s: %w: it was closed", f.name, ErrEnded)
+	}
 	if f.current != old && f.current != nil {
 		return f.current, nil // somebody else was quicker
 	}
@@ -122,6 +126,7 @@ func (f *Follower) Close() {
 	<-f.done
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	f.closed = true
 	if f.current != nil {
 		f.current.Close()
 		f.current = nil

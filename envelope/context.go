@@ -80,8 +80,11 @@ func (c *Context) Validate() error {
 		field string
 		value Digest
 	}{
-		{"secret", c.Secret}, {"revision", c.Revision}, {"risk_model", c.RiskModel},
-		{"channel", c.Channel}, {"lock", c.ReceiptLock},
+		{"secret", c.Secret},
+		{"revision", c.Revision},
+		{"risk_model", c.RiskModel},
+		{"channel", c.Channel},
+		{"lock", c.ReceiptLock},
 	} {
 		if d.value.IsZero() {
 			bad(d.field, "must be present")
@@ -101,8 +104,13 @@ func (c *Context) validateNames(bad func(field, rule string)) {
 		field, value string
 		limit        int
 	}{
-		{"sid", c.Session, maxID}, {"rid", c.Request, maxID}, {"inst", c.Instance, 43},
-		{"iss", c.Issuer, maxName}, {"sub", c.Subject, maxName}, {"aud", c.Audience, maxName}, {"log", c.LogOrigin, maxName},
+		{"sid", c.Session, maxID},
+		{"rid", c.Request, maxID},
+		{"inst", c.Instance, 43},
+		{"iss", c.Issuer, maxName},
+		{"sub", c.Subject, maxName},
+		{"aud", c.Audience, maxName},
+		{"log", c.LogOrigin, maxName},
 	} {
 		if !plain(s.value, s.limit) {
 			bad(s.field, fmt.Sprintf("must be 1 to %d printable ASCII characters without space, quote, backslash, <, > or &", s.limit))

@@ -88,8 +88,11 @@ func (e *Expectation) validate() error {
 // check compares an authentic context with what was expected.
 func (e *Expectation) check(c *Context) error {
 	for _, s := range []struct{ name, want, got string }{
-		{"request id", e.Request, c.Request}, {"issuer", e.Issuer, c.Issuer}, {"subject", e.Subject, c.Subject},
-		{"instance", e.Instance, c.Instance}, {"audience", e.Audience, c.Audience},
+		{"request id", e.Request, c.Request},
+		{"issuer", e.Issuer, c.Issuer},
+		{"subject", e.Subject, c.Subject},
+		{"instance", e.Instance, c.Instance},
+		{"audience", e.Audience, c.Audience},
 	} {
 		if s.want != s.got {
 			return fmt.Errorf("%w: %s is %s, not %s", ErrMismatch, s.name, s.got, s.want)

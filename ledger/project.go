@@ -254,7 +254,25 @@ func (p projection) appraised(b event.AttestationAppraised) error {
 			return err
 		}
 	}
+	if b.Failed {
+		if err := p.deviceFailed(b.Device); err != nil {
+			return err
+		}
+	}
 	return put(p, KindPassport, InstanceKey(b.Principal, b.Instance), Passport{b.Principal, b.Instance, b.Device, b.Result, p.time})
+}
+
+// deviceFailed marks the device, and with that every decision under way that relies on it falls.
+func (p projection) deviceFailed(id string) error {
+	d, ok, err := get[Device](p, KindDevice, id)
+	if err != nil {
+		return err
+	}
+	if !ok {
+		return refuse("device %q is not enrolled", id)
+	}
+	d.Failed = p.time
+	return put(p, KindDevice, id, d)
 }
 
 func (p projection) revisionActivated(b event.RevisionActivated) error {

@@ -33,6 +33,7 @@ type Device struct {
 	ID       string          `json:"id"`
 	Record   json.RawMessage `json:"record"`
 	Enrolled event.Time      `json:"enrolled_at"`
+	Failed   event.Time      `json:"failed_at,omitzero"` // last appraisal that it failed
 	Revoked  event.Time      `json:"revoked_at,omitzero"`
 	Reason   string          `json:"reason,omitempty"`
 }

@@ -86,6 +86,17 @@ func TestConflictingRulesDeny(t *testing.T) {
 	}
 }
 
+// TestErrorUnderNegationDenies: without strict errors a builtin that fails is undefined, "not" of it holds, and
+// a mistake in the policy permits.
+func TestErrorUnderNegationDenies(t *testing.T) {
+	t.Parallel()
+	rev := open(t, answer(whole("PERMIT", "{}", "{}")+" if not bad\n\nbad if 1 / (input.now - input.now) == 1"))
+	d := newEngine(t, Config{}).Decide(t.Context(), rev, request("x", ActionDoctor))
+	if d.Effect != Deny || d.Fault == "" || d.TimedOut {
+		t.Error(describe(d))
+	}
+}
+
 func TestObligations(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, Config{})

@@ -82,8 +82,11 @@ func TestEndedStaysEnded(t *testing.T) {
 		for range rapid.IntRange(1, 30).Draw(t, "steps") {
 			now += time.Duration(rapid.Int64Range(0, int64(20*time.Second)).Draw(t, "wait"))
 			bodies := []event.Body{
-				event.SessionConfirmed{Session: s.ID}, event.SessionRevoked{Session: s.ID, Reason: "r"}, event.SessionClosed{Session: s.ID},
-				event.SessionsExpired{Sessions: []event.ID{s.ID}}, event.SessionsUnconfirmed{Sessions: []event.ID{s.ID}},
+				event.SessionConfirmed{Session: s.ID},
+				event.SessionRevoked{Session: s.ID, Reason: "r"},
+				event.SessionClosed{Session: s.ID},
+				event.SessionsExpired{Sessions: []event.ID{s.ID}},
+				event.SessionsUnconfirmed{Sessions: []event.ID{s.ID}},
 			}
 			next, err := Apply(s, at(s, now, rapid.SampledFrom(bodies).Draw(t, "event")))
 			switch {

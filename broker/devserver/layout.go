@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -125,7 +126,8 @@ func (s *Server) kept() state {
 	return s.state
 }
 
-// takeLock makes the directory and takes it for this process; the lock goes with the returned file.
+// takeLock makes the directory and takes it for this process; the lock goes with the returned file, in which
+// the number of the process stands.
 func takeLock(dir, path string) (*os.File, error) {
 	if err := mkdir(dir); err != nil {
 		return nil, err
@@ -135,9 +137,23 @@ func takeLock(dir, path string) (*os.File, error) {
 		return nil, err
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
-		return nil, errors.Join(fmt.Errorf("%w: another `bulla dev` runs in %s: end it, or choose another --dir", ErrInUse, dir), f.Close())
+		holder := ""
+		if raw, err := io.ReadAll(io.LimitReader(f, 16)); err == nil {
+			if pid, err := strconv.Atoi(strings.TrimSpace(string(raw))); err == nil {
+				holder = fmt.Sprintf(" (process %d)", pid)
+			}
+		}
+		return nil, errors.Join(fmt.Errorf("%w: another `bulla dev`%s runs in %s: end it, or choose another --dir", ErrInUse, holder, dir), f.Close())
+	}
+	if err := errors.Join(f.Truncate(0), writeAt(f, strconv.Itoa(os.Getpid())+"\n")); err != nil {
+		return nil, errors.Join(fmt.Errorf("lock %s: %w", dir, err), f.Close())
 	}
 	return f, nil
+}
+
+func writeAt(f *os.File, text string) error {
+	_, err := f.WriteAt([]byte(text), 0)
+	return err
 }
 
 func mkdir(path string) error { return os.MkdirAll(path, 0o700) }

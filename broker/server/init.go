@@ -11,7 +11,6 @@ import (
 
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/broker/config"
-	"github.com/bulla-project/bulla/internal/durable"
 	"github.com/bulla-project/bulla/keyring"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
@@ -68,6 +67,9 @@ func checkFirst(ctx context.Context, archive []byte, site policy.Invariants) err
 
 // begin writes the first events, as far as they are not there.
 func (s *stores) begin(ctx context.Context, cfg config.Config, product string, archive []byte) error {
+	if made := s.logKey.Key().Origin(); made != cfg.Log.Origin {
+		return fmt.Errorf("%w: log.origin is %s, and %s was made for %s when this was begun: name that one, or begin in an empty directory", config.ErrInvalid, cfg.Log.Origin, logKeyFile, made)
+	}
 	now := time.Now()
 	if size, _ := s.ledger.Committed(); size == 0 {
 		genesis := event.Genesis{
@@ -97,7 +99,7 @@ func (s *stores) begin(ctx context.Context, cfg config.Config, product string, a
 			return err
 		}
 	}
-	return durable.WriteFile(filepath.Join(cfg.DataDir, logPubFile), []byte(s.logKey.Key().String()+"\n"), 0o644)
+	return s.publish(cfg.DataDir)
 }
 
 // CheckStopped makes the state of a stopped broker again from its events, and compares.

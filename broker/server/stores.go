@@ -206,5 +206,10 @@ func (s *stores) genesis(ctx context.Context) (event.Genesis, error) {
 	return genesis, nil
 }
 
+// publish writes the log's verifier key where everybody finds it.
+func (s *stores) publish(dir string) error {
+	return durable.WriteFile(filepath.Join(dir, logPubFile), []byte(s.logKey.Key().String()+"\n"), 0o644)
+}
+
 // publicKey is the PKIX form of the envelope signing key.
 func (s *stores) publicKey() ([]byte, error) { return x509.MarshalPKIXPublicKey(s.signer.Key().Public) }

@@ -45,9 +45,9 @@ func (a *app) demo(ctx context.Context, tpm, level string) error {
 	if err != nil {
 		return err
 	}
-	mode, err := devserver.ParseTPMMode(tpm)
+	mode, err := tpmMode(tpm)
 	if err != nil {
-		return usage("--tpm is %q: use auto, on or off", tpm)
+		return err
 	}
 	limit := demoTimeout
 	if a.timeoutSet {

@@ -57,15 +57,19 @@ func (a *app) dev(c *cobra.Command, f devFlags) error {
 	if f.ttl < time.Second {
 		return usage("--svid-ttl is %s: it must be at least 1s", f.ttl)
 	}
+	mode, err := tpmMode(f.tpm)
+	if err != nil {
+		return err
+	}
 	a.holdsSecrets()
 	s, err := devserver.Start(c.Context(), devserver.Config{
-		Dir: dir, TPM: devserver.TPMMode(f.tpm), SVIDTTL: f.ttl, Listen: f.listen, Product: product(), Log: log,
+		Dir: dir, TPM: mode, SVIDTTL: f.ttl, Listen: f.listen, Product: product(), Log: log,
 	})
 	switch {
 	case err != nil && c.Context().Err() != nil:
 		return nil // told to end before it served
 	case errors.Is(err, devserver.ErrConfig):
-		return usage("%v", err)
+		return usage("%s", strings.TrimPrefix(err.Error(), devserver.ErrConfig.Error()+": "))
 	case err != nil:
 		return err
 	}
@@ -73,6 +77,15 @@ func (a *app) dev(c *cobra.Command, f devFlags) error {
 		return errors.Join(err, s.Close())
 	}
 	return errors.Join(s.Wait(c.Context()), s.Close())
+}
+
+// tpmMode reads --tpm.
+func tpmMode(flag string) (devserver.TPMMode, error) {
+	mode, err := devserver.ParseTPMMode(flag)
+	if err != nil {
+		return "", usage("--tpm is %q: use auto, on or off", flag)
+	}
+	return mode, nil
 }
 
 // devDir is the directory, or its default by the XDG Base Directory Specification.

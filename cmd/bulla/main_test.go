@@ -24,10 +24,18 @@ func TestMain(m *testing.M) {
 }
 
 // TestScripts runs what a person would type. Scripts get the repository as $REPO.
-func TestScripts(t *testing.T) {
+func TestScripts(t *testing.T) { scripts(t, "script") }
+
+// TestTPMScripts are those that need a TPM.
+func TestTPMScripts(t *testing.T) {
+	xtest.Need(t, "swtpm", "swtpm_setup")
+	scripts(t, "tpm")
+}
+
+func scripts(t *testing.T, dir string) {
 	root := xtest.Root(t)
 	testscript.Run(t, testscript.Params{
-		Dir:                 filepath.Join("testdata", "script"),
+		Dir:                 filepath.Join("testdata", dir),
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
@@ -36,17 +44,18 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"waitfile": waitFile, "as": as, "capture": capture, "copybundle": copyBundle, "narrow": narrow, "code": code, "raw": raw,
+			"gone": gone, "served": served,
 		},
 	})
 }
 
-// waitFile PATH waits until a file is there.
+// waitFile PATH [TEXT] waits until a file is there, and holds the text.
 func waitFile(ts *testscript.TestScript, _ bool, args []string) {
 	path := ts.MkAbs(args[0])
 	deadline, tick := time.After(time.Minute), time.NewTicker(20*time.Millisecond)
 	defer tick.Stop()
 	for {
-		if _, err := os.Stat(path); err == nil {
+		if _, err := os.Stat(path); err == nil && (len(args) == 1 || strings.Contains(ts.ReadFile(args[0]), args[1])) {
 			return
 		}
 		select {

@@ -7,6 +7,7 @@ import (
 	"testing"
 	"unicode/utf8"
 
+	"github.com/spf13/cobra"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -104,4 +105,29 @@ func TestTablesFit(t *testing.T) {
 			t.Errorf("%s: the id is not whole:\n%s", name, out.String())
 		}
 	}
+}
+
+// TestEveryCommandHasHelp walks the whole tree.
+func TestEveryCommandHasHelp(t *testing.T) {
+	root := newRootCommand(&app{})
+	var walk func(*cobra.Command)
+	walk = func(c *cobra.Command) {
+		if c.Short == "" || c.Long == "" || c.Example == "" {
+			t.Errorf("%s lacks a description or an example", c.CommandPath())
+		}
+		if !c.HasSubCommands() && c.Args == nil {
+			t.Errorf("%s takes any arguments", c.CommandPath())
+		}
+		before, _, _ := strings.Cut(helpText(c), "\nExamples:")
+		_, after, _ := strings.Cut(helpText(c), "\nFlags:")
+		for _, line := range strings.Split(before+after, "\n") {
+			if n := utf8.RuneCountInString(line); n > 80 && !strings.HasPrefix(line, "  "+c.CommandPath()) {
+				t.Errorf("%s: %d columns: %s", c.CommandPath(), n, line)
+			}
+		}
+		for _, s := range c.Commands() {
+			walk(s)
+		}
+	}
+	walk(root)
 }

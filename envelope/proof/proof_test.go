@@ -11,6 +11,7 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"io"
 	"math/big"
@@ -61,9 +62,14 @@ func ecKey(t testing.TB, c elliptic.Curve) *ecdsa.PrivateKey {
 
 // TestThumbprint: an independently computed thumbprint of the P-256 example key in RFC 7517, appendix A.1.
 func TestThumbprint(t *testing.T) {
-	x, _ := new(big.Int).SetString("30a0424cd21c2944838a2d75c92b37e76ea20d9f00893a3b4eee8a3c0aafec3e", 16)
-	y, _ := new(big.Int).SetString("e04b65e92456d9888b52b379bdfbd51ee869ef1f0fc65b6659695b6cce081723", 16)
-	pub := &ecdsa.PublicKey{Curve: elliptic.P256(), X: x, Y: y}
+	point, err := hex.DecodeString("04" + "30a0424cd21c2944838a2d75c92b37e76ea20d9f00893a3b4eee8a3c0aafec3e" + "e04b65e92456d9888b52b379bdfbd51ee869ef1f0fc65b6659695b6cce081723")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pub, err := ecdsa.ParseUncompressedPublicKey(elliptic.P256(), point)
+	if err != nil {
+		t.Fatal(err)
+	}
 	const want = "cn-I_WNMClehiVp51i_0VpOENW1upEerA8sEam5hn-s"
 	if got := Thumbprint(pub); got != want {
 		t.Errorf("got %s, want %s", got, want)

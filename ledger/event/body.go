@@ -83,13 +83,15 @@ type DeviceRevoked struct {
 }
 
 // AttestationAppraised records authentic evidence and what was made of it; Result is the canonical JSON
-// of attest.Result. Counters are the TPM's clock values that the next evidence must not fall behind.
+// of attest.Result. Counters are the TPM's clock values that the next evidence must not fall behind. Failed says
+// that the device is contraindicated: every earlier appraisal of it is void with that.
 type AttestationAppraised struct {
 	Principal string          `json:"principal"`
 	Instance  string          `json:"instance"`
 	Device    string          `json:"device"`
 	Result    json.RawMessage `json:"result"`
 	Counters  json.RawMessage `json:"counters,omitempty"`
+	Failed    bool            `json:"failed,omitempty"`
 	Revision  Digest          `json:"revision"`
 }
 

@@ -7,10 +7,26 @@ import (
 
 // bodies lists one value of each type; the registry is made from it and never changes.
 var bodies = []Body{
-	Genesis{}, KeyIntroduced{}, KeyRetired{}, RevisionActivated{}, SecretPut{}, InstanceBound{},
-	DeviceEnrolled{}, DeviceRevoked{}, AttestationAppraised{}, AttestationRefused{}, SessionIssued{},
-	DecisionDenied{}, OperationPermitted{}, SessionConfirmed{}, SessionRevoked{}, SessionClosed{},
-	SessionsExpired{}, SessionsUnconfirmed{}, RefusalsCounted{}, RequestRefused{},
+	Genesis{},
+	KeyIntroduced{},
+	KeyRetired{},
+	RevisionActivated{},
+	SecretPut{},
+	InstanceBound{},
+	DeviceEnrolled{},
+	DeviceRevoked{},
+	AttestationAppraised{},
+	AttestationRefused{},
+	SessionIssued{},
+	DecisionDenied{},
+	OperationPermitted{},
+	SessionConfirmed{},
+	SessionRevoked{},
+	SessionClosed{},
+	SessionsExpired{},
+	SessionsUnconfirmed{},
+	RefusalsCounted{},
+	RequestRefused{},
 }
 
 var registry = func() map[Type]reflect.Type {

@@ -20,7 +20,7 @@ import (
 // durable commits. BenchmarkFloor is the same number of bytes, appended to a file with an fsync per group:
 // compare within one run only. The metric cpu-µs/op is that of the whole process.
 //
-// Two cores shared with other work, ratios to the floor: CPU 2.1–2.6 at 1 caller, 2.9–3.8 at 8, 2.4–3.2 at
+// Two cores shared with other work, ratios to the floor: CPU 2.0–2.6 at 1 caller, 2.8–3.8 at 8, 2.5–3.2 at
 // 64 (280 µs, of which 20 are the sealing of the bodies and the making of the test's events); of the rest a
 // third is SQLite's statements, a quarter its writes and syncs, a sixth JSON, a tenth the checkpoints. A hot
 // row is read in 0.2–0.3 µs, one that is not in memory in 35–50 µs.

@@ -112,7 +112,11 @@ func abuseA27Full(t *testing.T, store ledger.Store) {
 	l := Founded(t, h, ring)
 	h.Plan(func([]ledger.Record) Fault { return FaultFull })
 	c := Issue(Start, time.Hour, 0)
-	if told := commitAndJudge(t, l, c); !errors.Is(told, ledger.ErrUnavailable) || !errors.Is(told, ledger.ErrNotApplied) {
+	_, told := l.Commit(t.Context(), c)
+	if err := l.Health(t.Context()); !errors.Is(err, ledger.ErrUnavailable) {
+		t.Errorf("health when the first caller was refused: %v", err)
+	}
+	if !errors.Is(told, ledger.ErrUnavailable) || !errors.Is(told, ledger.ErrNotApplied) {
 		t.Fatalf("commit on a full disk: %v", told)
 	}
 	appends := h.Appends()

@@ -461,6 +461,9 @@ func (s *suite) recovers() {
 	c := Issue(Start, time.Hour, 0)
 	s.done(c)
 	size := s.size()
+	twin := c
+	twin.Event.ID, twin.Request = event.NewID(Start), nil
+	s.want(twin, ledger.ErrTransition) // its session exists
 	for range 3 {
 		if err := s.store.Recover(s.Context()); err != nil {
 			s.Fatal(err)
@@ -470,6 +473,7 @@ func (s *suite) recovers() {
 		}
 	}
 	s.want(c, ledger.ErrDuplicateRequest)
+	s.want(twin, ledger.ErrTransition)
 	if out := s.done(Issue(Start, time.Hour, 0)); out[0].Index != size {
 		s.Errorf("index %d after Recover, want %d", out[0].Index, size)
 	}

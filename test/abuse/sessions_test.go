@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net"
@@ -91,7 +92,7 @@ func TestAbuse_A12_nonces(t *testing.T) {
 		}
 		wantCode(t, "again", deliver(w, req), codes.Unauthenticated, "nonce")
 		wantCode(t, "its nonce in a new request", deliver(w, resigned(w, req.GetProof().GetNonce())), codes.Unauthenticated, "nonce")
-		wantCode(t, "a nonce of nobody's", deliver(w, resigned(w, make([]byte, 32))), codes.Unauthenticated, "nonce")
+		wantCode(t, "a nonce of nobody's", deliver(w, resigned(w, bytes.Repeat([]byte{7}, 32))), codes.Unauthenticated, "nonce")
 	})
 	t.Run("spent by a bad request", func(t *testing.T) {
 		req := fresh()

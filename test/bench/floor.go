@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
+	"crypto/hpke"
 	"crypto/rand"
 	"crypto/sha256"
 	"errors"
@@ -16,8 +17,6 @@ import (
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/rego"
-
-	"crypto/hpke"
 )
 
 // primitives is the CPU time of what a delivery can't do without, per operation.

@@ -115,6 +115,12 @@ func (w *Raw) SignAs(method, id string, payload proto.Message) *bullav1.SignedRe
 	if err != nil {
 		w.t.Fatal(err)
 	}
+	return w.SignPayload(method, id, body)
+}
+
+// SignPayload is SignAs with the payload's bytes.
+func (w *Raw) SignPayload(method, id string, body []byte) *bullav1.SignedRequest {
+	w.t.Helper()
 	signature, err := reqproof.SignRequest(w.Key, reqproof.Request{
 		Method: method, Nonce: w.Nonce, Exporter: w.Exporter, RequestID: id, PayloadSHA256: sha256.Sum256(body),
 	})

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -309,14 +308,4 @@ func (r *Rig) Check() {
 	for _, d := range report.GetDifferences() {
 		r.t.Errorf("rebuild: %s", d)
 	}
-}
-
-// Listening reports whether the broker's port takes connections.
-func (r *Rig) Listening() bool {
-	c, err := net.DialTimeout("tcp", r.addr, time.Second)
-	if err != nil {
-		return false
-	}
-	_ = c.Close()
-	return true
 }

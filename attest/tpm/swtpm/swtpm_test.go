@@ -127,34 +127,46 @@ func TestLife(t *testing.T) {
 		}
 	})
 	t.Run("ends with its parent on kill -9", func(t *testing.T) {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), childDir+"="+dir)
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		line, err := bufio.NewReader(out).ReadString('\n')
-		if err != nil {
-			t.Fatal(err)
-		}
-		pid, err := strconv.Atoi(strings.TrimSpace(line))
-		if err != nil {
-			t.Fatalf("child: %s", line)
-		}
-		if err := cmd.Process.Kill(); err != nil {
-			t.Fatal(err)
-		}
-		_ = cmd.Wait()
-		gone(t, pid)
+		killed(t, dir)
 		answers(t, start(t, dir))
 	})
 }
 
+// killed runs a process that starts a TPM in dir, kills it, and waits until the TPM has ended as well.
+func killed(t *testing.T, dir string) {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), childDir+"="+dir)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	if err != nil {
+		t.Fatalf("child: %s", line)
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	gone(t, pid)
+}
+
 func TestLongPath(t *testing.T) {
 	xtest.Need(t, "swtpm", "swtpm_setup")
+	temp, err := os.MkdirTemp("/tmp", "bt-") // as short as it is elsewhere
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(temp) })
+	t.Setenv("TMPDIR", temp)
 	dir := filepath.Join(t.TempDir(), strings.Repeat("long/", 25))
 	s := start(t, dir)
 	answers(t, s)
@@ -167,6 +179,15 @@ func TestLongPath(t *testing.T) {
 	}
 	if _, err := os.Stat(filepath.Dir(socket)); !errors.Is(err, os.ErrNotExist) {
 		t.Error("the short directory is left")
+	}
+	killed(t, dir)
+	left, err := filepath.Glob(filepath.Join(os.TempDir(), "bulla-tpm-*"))
+	if err != nil || len(left) != 1 {
+		t.Fatalf("a killed process leaves %q (%v), want one directory", left, err)
+	}
+	answers(t, start(t, dir))
+	if _, err := os.Stat(left[0]); !errors.Is(err, os.ErrNotExist) {
+		t.Error("the short directory of a killed process is left by the next start")
 	}
 }
 
