@@ -64,9 +64,7 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.keyIntroduced(b)
 	case event.KeyRetired:
 		return p.keyRetired(b)
-	case event.InstanceBound:
-		return put(p, KindInstance, InstanceKey(b.Principal, b.Instance), Instance{b.Principal, b.Instance, b.Binding, p.time})
-	case event.Genesis, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
+	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
 		event.RequestRefused:
 		return nil // they tell, and change nothing
 	}

@@ -41,11 +41,6 @@ func (l *Ledger) Passport(ctx context.Context, key string) (Passport, int64, err
 	return read[Passport](ctx, l, KindPassport, key)
 }
 
-// Instance returns the newest binding of an instance key, by its InstanceKey.
-func (l *Ledger) Instance(ctx context.Context, key string) (Instance, int64, error) {
-	return read[Instance](ctx, l, KindInstance, key)
-}
-
 // ActiveRevision returns the revision that decides now.
 func (l *Ledger) ActiveRevision(ctx context.Context) (Revision, int64, error) {
 	return read[Revision](ctx, l, KindRevision, ActiveRevision)

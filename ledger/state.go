@@ -74,13 +74,5 @@ type Key struct {
 	Retired    event.Time `json:"retired_at,omitzero"`
 }
 
-// Instance is the projection of an instance key that an SVID vouched for.
-type Instance struct {
-	Principal string     `json:"principal"`
-	Instance  string     `json:"instance"`
-	Binding   []byte     `json:"binding"`
-	At        event.Time `json:"at"`
-}
-
-// InstanceKey is the key of KindInstance and KindPassport rows; SPIFFE IDs hold no '#'.
+// InstanceKey is the key of KindPassport rows; SPIFFE IDs hold no '#'.
 func InstanceKey(principal, instance string) string { return principal + "#" + instance }

@@ -57,13 +57,11 @@ const (
 	KindRevision Kind = "revision"
 	// KindKey rows hold Key, by key id.
 	KindKey Kind = "key"
-	// KindInstance rows hold Instance, by InstanceKey(principal, instance).
-	KindInstance Kind = "instance"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
-	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindInstance}
+	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey}
 }
 
 // ActiveRevision is the key of the KindRevision row that holds the active revision.
