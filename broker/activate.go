@@ -3,10 +3,12 @@ package broker
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
 )
 
 // activate makes a loaded bundle the one that decides, by an event on top of the revision that is active.
@@ -33,6 +35,49 @@ func (b *Broker) activate(ctx context.Context, now time.Time, next candidate, so
 	b.logger.Info("policy revision activated", "digest", digest.String(), "sequence", body.Sequence, "source", source)
 	activated, _, err := b.ledger.Revision(ctx, digest.String())
 	return activated, err
+}
+
+// Trip goes back to the revision before the active one, by an event: it is for a revision that keeps running into
+// its time limit, and so denies everything. It does nothing when another revision is active by now, or when
+// there is none before.
+func (b *Broker) Trip(ctx context.Context, runaway *policy.Revision) error {
+	active, err := b.current(ctx)
+	if err != nil {
+		return err
+	}
+	if active.digest != event.Digest(runaway.Digest()) {
+		return nil
+	}
+	before, err := b.previous(ctx, active)
+	if err != nil || before == nil {
+		return err
+	}
+	source := fmt.Sprintf("breaker: revision %d kept running into its time limit", active.sequence)
+	_, err = b.activate(ctx, b.now(), *before, source, "", nil)
+	return err
+}
+
+// previous loads the newest revision that is older than the active one, nil if there is none.
+func (b *Broker) previous(ctx context.Context, active *active) (*candidate, error) {
+	rows, err := b.ledger.Revisions(ctx, maxPage)
+	if err != nil {
+		return nil, err
+	}
+	var newest *ledger.Revision
+	for _, r := range rows {
+		if r.Digest != active.digest && r.Sequence < active.sequence && (newest == nil || r.Sequence > newest.Sequence) {
+			newest = &r
+		}
+	}
+	if newest == nil {
+		return nil, nil
+	}
+	archive, err := b.ledger.Blob(ctx, ledger.RevisionBlob(newest.Digest), newest.Digest)
+	if err != nil {
+		return nil, err
+	}
+	loaded, err := b.load(ctx, archive)
+	return &loaded, err
 }
 
 // Reload activates a bundle that was read from a directory: for development servers, where the files are the

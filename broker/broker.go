@@ -98,6 +98,7 @@ type Broker struct {
 	types     map[string]string
 	limits    *limits
 	history   *history
+	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
 
@@ -142,7 +143,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		signer: c.Signer, verifiers: map[attest.Kind]attest.Verifier{}, enrollers: c.Enrollers, site: c.Invariants, types: c.Types,
 		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
-		history: newHistory(c.Ledger), pending: newEnrolments(), metrics: newMetrics(),
+		history: newHistory(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {

@@ -1,8 +1,8 @@
 package broker
 
 import (
-	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"time"
 
@@ -11,7 +11,6 @@ import (
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/envelope/proof"
-	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 )
 
@@ -47,11 +46,8 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 		return err
 	}
 	in := instance{thumbprint: proof.Thumbprint(binding.InstanceKey), public: binding.InstanceKey, spki: spki, notAfter: binding.NotAfter}
-	row, _, err := b.ledger.Instance(ctx, ledger.InstanceKey(who.id.String(), in.thumbprint))
-	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-		return err
-	}
-	if !bytes.Equal(row.Binding, encoded) {
+	digest := sha256.Sum256(encoded)
+	if !b.bindings.known(digest) {
 		if !b.limits.bind(who.id.String(), now) {
 			return refuse(codes.ResourceExhausted, checkLimit, "too many new instance keys of this principal: slow down and try again")
 		}
@@ -65,6 +61,7 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 		if err != nil {
 			return err
 		}
+		b.bindings.remember(digest)
 	}
 	who.conn.bind(in)
 	return nil

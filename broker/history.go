@@ -104,6 +104,30 @@ func (h *history) put(key string, v risk.History, now int64) {
 	h.all[key] = v
 }
 
+// remembered is a bounded set of digests: which bindings are in the ledger already.
+type remembered struct {
+	mu  sync.Mutex // guards set
+	set map[[sha256.Size]byte]struct{}
+}
+
+func newRemembered() *remembered { return &remembered{set: map[[sha256.Size]byte]struct{}{}} }
+
+func (r *remembered) known(d [sha256.Size]byte) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.set[d]
+	return ok
+}
+
+func (r *remembered) remember(d [sha256.Size]byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if len(r.set) >= maxPrincipals {
+		clear(r.set)
+	}
+	r.set[d] = struct{}{}
+}
+
 func digestHex(b []byte) string {
 	d := sha256.Sum256(b)
 	return hex.EncodeToString(d[:])

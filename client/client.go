@@ -164,7 +164,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 	}
 	c.wire = newWire(c.source, c.serverID)
 	c.conn, err = grpc.NewClient("passthrough:///"+c.cfg.Address,
-		grpc.WithTransportCredentials(c.wire), grpc.WithDisableRetry(), grpc.WithUnaryInterceptor(c.wire.unary),
+		grpc.WithTransportCredentials(c.wire), grpc.WithDisableRetry(), grpc.WithNoProxy(), grpc.WithUnaryInterceptor(c.wire.unary),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)),
 		grpc.WithConnectParams(connectParams(c.cfg.ConnectTimeout)),
 		grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: time.Minute, Timeout: 10 * time.Second}))

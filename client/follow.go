@@ -13,8 +13,12 @@ import (
 // refreshAt is the part of a session's life after which a Follower gets the next one.
 const refreshAt = 2.0 / 3
 
+// maxRetry is the longest pause after refreshes that failed.
+const maxRetry = time.Minute
+
 // Follower keeps one secret delivered: in the background it gets a new session before the old one ends, and
-// at each call of Current it asks the broker whether the session still lives. Close ends it.
+// at each call of Current it asks the broker whether the session still lives. A Secret that was refreshed stays
+// usable until the next refresh, or its end. Close ends it all.
 type Follower struct {
 	client *Client
 	name   string
@@ -22,10 +26,11 @@ type Follower struct {
 	stop   context.CancelFunc
 	done   chan struct{}
 
-	mu      sync.Mutex // guards what follows
-	current *Secret
-	failure error
-	closed  bool
+	mu       sync.Mutex // guards what follows
+	current  *Secret
+	previous *Secret // the one before, refreshed while somebody may have been about to use it
+	failure  error
+	closed   bool
 }
 
 // Follow gets a secret and keeps it delivered until Close, of the Follower or of the Client.
@@ -86,17 +91,18 @@ func (f *Follower) replace(ctx context.Context, old *Secret, why error) (*Secret
 	return next, nil
 }
 
-// refresh gets the next session when most of the current one's life is over.
+// refresh gets the next session when most of the current one's life is over. After a failure it asks less and
+// less often: a denial is an event in the ledger, and counts against the caller.
 func (f *Follower) refresh(ctx context.Context) {
 	defer f.client.wg.Done()
 	defer close(f.done)
-	for {
+	for retry := time.Second; ; {
 		f.mu.Lock()
 		s := f.current
 		f.mu.Unlock()
-		wait := time.Second
+		wait := retry
 		if s != nil {
-			wait = max(time.Duration(float64(s.Expires.Sub(f.client.cfg.Now()))*refreshAt), time.Second)
+			wait = max(time.Duration(float64(s.Expires.Sub(f.client.cfg.Now()))*refreshAt), retry)
 		}
 		t := time.NewTimer(wait)
 		select {
@@ -107,16 +113,17 @@ func (f *Follower) refresh(ctx context.Context) {
 		}
 		next, err := f.client.Get(ctx, f.name, f.opts...)
 		if next == nil {
+			retry = min(2*retry, maxRetry)
 			f.client.cfg.Log.Warn("a secret could not be refreshed", "secret", f.name, "error", err)
 			continue
 		}
+		retry = time.Second
 		f.mu.Lock()
-		old := f.current
-		f.current, f.failure = next, nil
-		f.mu.Unlock()
-		if old != nil {
-			old.Close()
+		if f.previous != nil {
+			f.previous.Close()
 		}
+		f.previous, f.current, f.failure = f.current, next, nil
+		f.mu.Unlock()
 	}
 }
 
@@ -127,8 +134,10 @@ func (f *Follower) Close() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.closed = true
-	if f.current != nil {
-		f.current.Close()
-		f.current = nil
+	for _, s := range []*Secret{f.current, f.previous} {
+		if s != nil {
+			s.Close()
+		}
 	}
+	f.current, f.previous = nil, nil
 }

@@ -14,8 +14,8 @@ import (
 
 // Limits of a bundle.
 const (
-	MaxArchiveSize = 16 << 20
-	MaxFileSize    = 8 << 20
+	MaxArchiveSize = 7 << 20 // below the largest gRPC message, 8 MiB
+	MaxFileSize    = 4 << 20
 	MaxFiles       = 256
 	maxRegoSize    = 256 << 10
 )

@@ -113,7 +113,6 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 			{kDenialsMilli, num(h.DenialsMilli)},
 			{kUnconfirmedMilli, num(h.UnconfirmedMilli)},
 			{kNovel, boolean(h.Novel)},
-			{kSessionsActive, num(h.SessionsActive)},
 		}.term()})
 	}
 	return ast.NewObject(o...), assessment
@@ -265,7 +264,6 @@ var (
 	kScore            = str("score")
 	kSecret           = str("secret")
 	kSession          = str("session")
-	kSessionsActive   = str("sessions_active")
 	kState            = str("state")
 	kSuite            = str("suite")
 	kTLSGroup         = str("tls_group")

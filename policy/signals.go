@@ -178,13 +178,12 @@ type Recipient struct {
 	InHardware bool  `json:"in_hardware"`
 }
 
-// History holds the aggregates of package risk at Now, and counts from the ledger.
+// History holds the aggregates of package risk at Now.
 type History struct {
 	RateMilli        int64 `json:"rate_milli"`
 	DenialsMilli     int64 `json:"denials_milli"`
 	UnconfirmedMilli int64 `json:"unconfirmed_milli"`
 	Novel            bool  `json:"novel"` // this principal never had this secret
-	SessionsActive   int64 `json:"sessions_active"`
 }
 
 // Request is what the caller asked for beyond the action and the resource. 0 and "" mean not asked for.

@@ -84,6 +84,11 @@ func TestAssess(t *testing.T) {
 	if a := Assess(s, m); a.Score != 40 || len(a.Floors) != 1 || a.Floors[0] != (Floor{FactorDenials, 40}) {
 		t.Errorf("floor: %+v", a)
 	}
+	s = best()
+	s.AttestationScore = Known(MaxScore + 1)
+	if f := Assess(s, m).Factors[iAttestationTrust]; f.Value != unknownValue || f.Points != 15 {
+		t.Errorf("a score above the scale: %+v", f)
+	}
 	if a := Assess(best(), Model{}); a.Score != MaxScore || len(a.Factors) != factorCount {
 		t.Errorf("without a model: %+v", a)
 	}

@@ -68,6 +68,7 @@ type Server struct {
 	grpc     *grpc.Server
 	http     *http.Server
 	web      net.Listener
+	runaway  chan *policy.Revision // revisions that the breaker is to replace
 }
 
 // Open makes the broker and its listeners; Serve runs it.
@@ -107,8 +108,12 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 	if _, err = s.tree.Integrate(ctx); err != nil {
 		return nil, err
 	}
+	s.runaway = make(chan *policy.Revision, 1)
 	s.engine = policy.NewEngine(policy.Config{OnRunaway: func(r *policy.Revision) {
-		opts.Log.Error("the active policy revision keeps running into its time limit: everything is denied until another one is pushed", "digest", r.Digest())
+		select {
+		case s.runaway <- r:
+		default: // one is waiting already
+		}
 	}})
 	if err = s.assemble(ctx, cfg, opts, genesis); err != nil {
 		return nil, err
@@ -220,13 +225,14 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	failed := make(chan error, 3)
-	done := make(chan struct{}, 2)
+	done := make(chan struct{}, 3)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
 	}
 	go func() { s.Broker.Run(run); done <- struct{}{} }()
 	go func() { s.integrate(run); done <- struct{}{} }()
+	go func() { s.guardPolicy(run); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -234,8 +240,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	}
 	s.stopServing()
 	stop()
-	<-done
-	<-done
+	for range cap(done) {
+		<-done
+	}
 	return errors.Join(err, s.close())
 }
 
@@ -280,6 +287,22 @@ func wait(ctx context.Context, d time.Duration, wake <-chan struct{}) {
 	case <-ctx.Done():
 	case <-over:
 	case <-wake:
+	}
+}
+
+// guardPolicy puts the previous revision back when the active one keeps running into its time limit.
+func (s *Server) guardPolicy(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case r := <-s.runaway:
+			digest := event.Digest(r.Digest()).String()
+			s.log.Error("the active policy revision keeps running into its time limit: going back to the one before", "digest", digest)
+			if err := s.Broker.Trip(ctx, r); err != nil {
+				s.log.Error("the previous policy revision could not be activated: everything is denied until another one is pushed", "error", err)
+			}
+		}
 	}
 }
 

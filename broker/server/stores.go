@@ -1,6 +1,7 @@
 package server
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -206,9 +207,13 @@ func (s *stores) genesis(ctx context.Context) (event.Genesis, error) {
 	return genesis, nil
 }
 
-// publish writes the log's verifier key where everybody finds it.
+// publish sees to it that the log's verifier key lies where everybody finds it.
 func (s *stores) publish(dir string) error {
-	return durable.WriteFile(filepath.Join(dir, logPubFile), []byte(s.logKey.Key().String()+"\n"), 0o644)
+	path, want := filepath.Join(dir, logPubFile), []byte(s.logKey.Key().String()+"\n")
+	if there, err := os.ReadFile(path); err == nil && bytes.Equal(there, want) {
+		return nil
+	}
+	return durable.WriteFile(path, want, 0o644)
 }
 
 // publicKey is the PKIX form of the envelope signing key.

@@ -170,4 +170,27 @@ func TestAbuse_A30_runaway(t *testing.T) {
 	if _, _, err := w.Deliver(t.Context(), "demo/hello"); err != nil {
 		t.Errorf("another secret: %v", err)
 	}
+	// Three in a row and nothing else between: the breaker puts the revision before it back, by an event.
+	for range 3 {
+		ask, _ := w.Ask("demo/runaway")
+		ask.MaxUses = 7
+		w.Challenge(nil)
+		_, err := w.Broker.Deliver(t.Context(), w.Sign(bullav1.Broker_Deliver_FullMethodName, ask))
+		code(t, err, codes.PermissionDenied, "denied")
+	}
+	policies := bullav1.NewPoliciesClient(r.Client("security").Conn())
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		now, err := policies.ListRevisions(t.Context(), &bullav1.ListRevisionsRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if newest := now.GetRevisions()[0]; newest.GetSequence() == 3 {
+			if !newest.GetActive() || !strings.HasPrefix(newest.GetSource(), "breaker: revision 2 ") {
+				t.Errorf("%v", newest)
+			}
+			r.Check()
+			return
+		}
+	}
+	t.Error("the revision that runs without end is still active")
 }

@@ -32,6 +32,8 @@ func load(t *testing.T, workers []*rig.Raw, name string) (stop, under func()) {
 				case codes.OK:
 					delivered.Add(1)
 				case codes.PermissionDenied, codes.Aborted:
+				case codes.ResourceExhausted: // after many denials
+					return
 				default:
 					t.Errorf("deliver %s: %v", name, err)
 					return

@@ -233,11 +233,11 @@ func TestRunGivesSecretsToItsChild(t *testing.T) {
 	d := shared(t)
 	d.put(t, "demo/run", "high", "for the child")
 	workload := d.as(t, "workload")
-	r := run(t, workload, "run", "--env", "A=demo/run", "--", "sh", "-c", `printf %s "$A"; exit 7`).want(t, 7)
+	r := run(t, workload, "run", "--env", "A=demo/run", "--", "sh", "-c", `printf %s "$A"; exit 7`).exits(t, 7)
 	if r.stdout != "for the child" {
 		t.Errorf("the child saw %q", r.stdout)
 	}
-	run(t, workload, "run", "--env", "A=demo/run", "--", "sh", "-c", "kill -KILL $$").want(t, 128+9)
+	run(t, workload, "run", "--env", "A=demo/run", "--", "sh", "-c", "kill -KILL $$").exits(t, 128+9)
 	if r := run(t, workload, "run", "--env", "A=demo/run", "--env", "B=demo/run-none", "--", "echo", "started").want(t, failed); r.stdout != "" {
 		t.Errorf("the child was started without all of its secrets: %q", r.stdout)
 	}

@@ -56,7 +56,7 @@ func TestUnknownAndDeniedAreOne(t *testing.T) {
 		texts = append(texts, strings.NewReplacer(id, "ID", name, "NAME").Replace(r.stdout+r.stderr))
 		events = append(events, strings.Join(seen, " "))
 	}
-	if slices.Compact(texts); texts[0] != texts[1] || texts[0] != texts[2] {
+	if texts[0] != texts[1] || texts[0] != texts[2] {
 		t.Errorf("the answers differ:\n%s", strings.Join(texts, "\n"))
 	}
 	if events[0] != events[1] || events[0] != events[2] {
@@ -122,7 +122,7 @@ func TestRoles(t *testing.T) {
 		"operator": {"put", "show", "list", "sessions", "session", "revoke", "devices", "device", "enroll", "policies", "policy", "rebuild"},
 		"security": {"show", "list", "sessions", "session", "revoke", "devices", "device", "push", "policies", "policy", "tail", "export"},
 		"auditor":  {"show", "list", "sessions", "session", "devices", "device", "policies", "policy", "tail", "export", "rebuild"},
-		"workload": {"get"}, "stranger": nobody, "custodian-1": nobody, "custodian-2": nobody, "custodian-3": nobody,
+		"workload": {"get"}, "stranger": nobody, "custodian-1": nobody,
 	} {
 		t.Run(who, func(t *testing.T) {
 			t.Parallel()

@@ -302,7 +302,7 @@ func TestDevRefusesWhatCantWork(t *testing.T) {
 		code int
 		says string
 	}{
-		{[]string{"--dir", filepath.Join(dir, "d"), "--tpm=maybe"}, wrongUsage, "none of auto, on, off"},
+		{[]string{"--dir", filepath.Join(dir, "d"), "--tpm=maybe"}, wrongUsage, "use auto, on or off"},
 		{[]string{"--dir", filepath.Join(dir, "d"), "--svid-ttl", "10ms"}, wrongUsage, "at least 1s"},
 		{[]string{"--dir", filepath.Join(dir, "d"), "--listen", "0.0.0.0:0"}, wrongUsage, "loopback"},
 		{[]string{"--dir", filepath.Join(dir, "d"), "--listen", "nonsense"}, wrongUsage, "host:port"},
