@@ -19,20 +19,24 @@ import (
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 )
 
+// defaultConfig is where a broker's configuration lies unless --config says otherwise.
+const defaultConfig = "/etc/bulla/server.yaml"
+
 func newServerCommand(a *app) *cobra.Command {
 	return group("server", "Set up and run a broker",
 		"Sets up and runs a broker on a configuration file. See deploy/ for examples; `bulla dev` needs none.",
-		"  bulla server init --config /etc/bulla/broker.yaml\n  bulla server run --config /etc/bulla/broker.yaml",
+		"  bulla server init --config /etc/bulla/server.yaml\n  bulla server run --config /etc/bulla/server.yaml",
 		newServerInitCommand(a), newServerRunCommand(a), newServerHealthcheckCommand(a))
 }
 
 func newServerInitCommand(a *app) *cobra.Command {
 	var file, level string
+	var ifNeeded bool
 	c := &cobra.Command{
-		Use: "init --config FILE", Short: "Make the keys and the first events of a ledger",
+		Use: "init [--config FILE]", Short: "Make the keys and the first events of a ledger",
 		Long: "Makes the data directory that the configuration names: keys, the ledger's first event, and the first\n" +
 			"policy revision, from policy.dir. It is done once; an interrupted run is taken up by the next.",
-		Example: "  bulla server init --config /etc/bulla/broker.yaml",
+		Example: "  bulla server init --config /etc/bulla/server.yaml",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			cfg, err := loadConfig(file)
@@ -45,7 +49,8 @@ func newServerInitCommand(a *app) *cobra.Command {
 			}
 			ctx, cancel := a.offline(c)
 			defer cancel()
-			if err := server.Init(ctx, cfg, product(), log); err != nil {
+			err = server.Init(ctx, cfg, product(), log)
+			if err != nil && !(ifNeeded && errors.Is(err, server.ErrInitialised)) {
 				return wrongConfig(err)
 			}
 			key, err := os.ReadFile(filepath.Join(cfg.DataDir, "log.pub"))
@@ -62,6 +67,7 @@ func newServerInitCommand(a *app) *cobra.Command {
 	}
 	addConfig(c, &file)
 	a.addLogLevel(c, &level)
+	c.Flags().BoolVar(&ifNeeded, "if-needed", false, "do nothing, with exit 0, where it was done before")
 	return c
 }
 
@@ -75,10 +81,10 @@ type serverInit struct {
 func newServerRunCommand(a *app) *cobra.Command {
 	var file, level string
 	c := &cobra.Command{
-		Use: "run --config FILE", Short: "Run a broker",
+		Use: "run [--config FILE]", Short: "Run a broker",
 		Long: "Runs the broker in the foreground until SIGTERM or SIGINT; calls that are under way then have five\n" +
 			"seconds to finish. The log goes to stderr. `bulla server init` comes first, once.",
-		Example: "  bulla server run --config /etc/bulla/broker.yaml",
+		Example: "  bulla server run --config /etc/bulla/server.yaml",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error { return a.runServer(c.Context(), file, level) },
 	}
@@ -123,20 +129,19 @@ func newServerHealthcheckCommand(a *app) *cobra.Command {
 		Use: "healthcheck [--config FILE | --addr HOST:PORT]", Short: "Ask a running broker whether it is ready",
 		Long: "Asks /ready on the broker's http_listen, for the health checks of containers: exit 0 if it is ready,\n" +
 			"4 if it is not or does not answer.",
-		Example: "  bulla server healthcheck --config /etc/bulla/broker.yaml\n  bulla server healthcheck --addr 127.0.0.1:8080",
+		Example: "  bulla server healthcheck --config /etc/bulla/server.yaml\n  bulla server healthcheck --addr 127.0.0.1:8080",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error { return a.healthcheck(c.Context(), file, addr) },
 	}
 	flags := c.Flags()
-	flags.StringVar(&file, "config", "", "configuration file of the broker")
+	flags.StringVar(&file, "config", defaultConfig, "configuration file of the broker")
 	flags.StringVar(&addr, "addr", "", "host:port of its http_listen")
 	c.MarkFlagsMutuallyExclusive("config", "addr")
 	return c
 }
 
 func (a *app) healthcheck(ctx context.Context, file, addr string) error {
-	switch {
-	case file != "":
+	if addr == "" {
 		cfg, err := loadConfig(file)
 		if err != nil {
 			return err
@@ -147,12 +152,9 @@ func (a *app) healthcheck(ctx context.Context, file, addr string) error {
 		if addr, err = dialable(cfg.HTTPListen); err != nil {
 			return usage("http_listen: %v", err)
 		}
-	case addr == "":
-		return usage("name --config (the broker's configuration) or --addr (its http_listen)")
-	default:
-		if _, _, err := net.SplitHostPort(addr); err != nil {
-			return usage("--addr is %q: it has to be host:port", addr)
-		}
+	}
+	if _, _, err := net.SplitHostPort(addr); err != nil {
+		return usage("--addr is %q: it has to be host:port", addr)
 	}
 	ctx, cancel := context.WithTimeoutCause(ctx, a.timeout, errTimeout)
 	defer cancel()
@@ -183,7 +185,7 @@ func dialable(listen string) (string, error) {
 }
 
 func addConfig(c *cobra.Command, file *string) {
-	c.Flags().StringVar(file, "config", "", "configuration file (YAML)")
+	c.Flags().StringVar(file, "config", defaultConfig, "configuration file (YAML)")
 }
 
 // loadConfig reads a configuration; what is wrong with it is wrong usage.
