@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger"
@@ -37,6 +38,9 @@ func (b *Broker) activate(ctx context.Context, now time.Time, next candidate, so
 	return activated, err
 }
 
+// breaker begins the source of a revision that Trip put back.
+const breaker = "breaker: "
+
 // Trip goes back to the revision before the active one, by an event: it is for a revision that keeps running into
 // its time limit, and so denies everything. It does nothing when another revision is active by now, or when
 // there is none before.
@@ -45,14 +49,15 @@ func (b *Broker) Trip(ctx context.Context, runaway *policy.Revision) error {
 	if err != nil {
 		return err
 	}
-	if active.digest != event.Digest(runaway.Digest()) {
-		return nil
+	row, _, err := b.ledger.ActiveRevision(ctx)
+	if err != nil || active.digest != event.Digest(runaway.Digest()) || strings.HasPrefix(row.Source, breaker) {
+		return err // what the breaker itself put back stays: two slow revisions must not take turns
 	}
 	before, err := b.previous(ctx, active)
 	if err != nil || before == nil {
 		return err
 	}
-	source := fmt.Sprintf("breaker: revision %d kept running into its time limit", active.sequence)
+	source := fmt.Sprintf(breaker+"revision %d kept running into its time limit", active.sequence)
 	_, err = b.activate(ctx, b.now(), *before, source, "", nil)
 	return err
 }
@@ -65,7 +70,7 @@ func (b *Broker) previous(ctx context.Context, active *active) (*candidate, erro
 	}
 	var newest *ledger.Revision
 	for _, r := range rows {
-		if r.Digest != active.digest && r.Sequence < active.sequence && (newest == nil || r.Sequence > newest.Sequence) {
+		if r.Digest != active.digest && r.Sequence < active.sequence && !strings.HasPrefix(r.Source, breaker) && (newest == nil || r.Sequence > newest.Sequence) {
 			newest = &r
 		}
 	}

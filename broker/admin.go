@@ -72,6 +72,13 @@ func (o operation) by() *event.Decision {
 	return &d
 }
 
+// shows asks policy whether the caller of a listing may see one of its entries: a list shows nothing that
+// asking for the entry would deny.
+func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, entry policy.Resource) bool {
+	v := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry))
+	return v.decision.Effect == policy.Permit
+}
+
 // adminSignals are the raw signals of an operator's call: no instance, no recipient, no history.
 func (b *Broker) adminSignals(now time.Time, who caller, action policy.Action, resource policy.Resource) policy.Signals {
 	return policy.Signals{

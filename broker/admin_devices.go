@@ -144,7 +144,11 @@ func (s devices) ListDevices(ctx context.Context, in *bullav1.ListDevicesRequest
 	}
 	out := new(bullav1.ListDevicesReply)
 	for _, row := range rows {
-		out.Devices = append(out.Devices, deviceReply(row))
+		reply := deviceReply(row)
+		facts := policy.Resource{Kind: policy.KindDevice, Device: &policy.Device{ID: row.ID, Kind: reply.GetKind()}}
+		if s.shows(ctx, op, policy.ActionDeviceShow, facts) {
+			out.Devices = append(out.Devices, reply)
+		}
 	}
 	if len(rows) == limit {
 		out.Next = rows[limit-1].ID

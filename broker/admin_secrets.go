@@ -183,8 +183,7 @@ func (s secrets) ListSecrets(ctx context.Context, in *bullav1.ListSecretsRequest
 // sees asks the policy that permitted the listing whether its caller may see this entry.
 func (s secrets) sees(ctx context.Context, op operation, row ledger.Secret) bool {
 	facts := secretFacts(target{name: row.Name, exists: true, secret: row, version: row.Versions[len(row.Versions)-1]})
-	asked := s.adminSignals(op.now, op.caller, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: facts})
-	return s.decide(ctx, op.permit.active, asked).decision.Effect == policy.Permit
+	return s.shows(ctx, op, policy.ActionSecretShow, policy.Resource{Kind: policy.KindSecret, Secret: facts})
 }
 
 func secretReply(s ledger.Secret) *bullav1.SecretMetadata {

@@ -50,8 +50,14 @@ func (s sessions) find(ctx context.Context, text string) (session.Session, polic
 	if err != nil {
 		return session.Session{}, facts, s.unavailable(err)
 	}
-	facts.Session.State, facts.Session.Principal, facts.Session.Secret = string(found.State), found.Principal, found.Secret
-	return found, facts, nil
+	return found, sessionFacts(found), nil
+}
+
+// sessionFacts is a session as policy sees it.
+func sessionFacts(s session.Session) policy.Resource {
+	return policy.Resource{Kind: policy.KindSession, Session: &policy.Session{
+		ID: s.ID.String(), State: string(s.State), Principal: s.Principal, Secret: s.Secret,
+	}}
 }
 
 // ListSessions lists sessions, the newest first.
@@ -79,7 +85,9 @@ func (s sessions) ListSessions(ctx context.Context, in *bullav1.ListSessionsRequ
 	}
 	out := new(bullav1.ListSessionsReply)
 	for _, f := range found {
-		out.Sessions = append(out.Sessions, sessionReply(f, op.now))
+		if s.shows(ctx, op, policy.ActionSessionShow, sessionFacts(f)) {
+			out.Sessions = append(out.Sessions, sessionReply(f, op.now))
+		}
 	}
 	if len(found) == limit {
 		out.Next = found[limit-1].ID.String()

@@ -38,6 +38,7 @@ type instance struct {
 type conn struct {
 	credentials.TLSInfo
 	chain    []*x509.Certificate
+	peer     string // the URI of the leaf, as the handshake verified it: for limits only, never for identity
 	exporter [32]byte
 
 	mu        sync.Mutex // guards what follows
@@ -150,8 +151,13 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 		_ = secured.Close()
 		return nil, nil, fmt.Errorf("channel binding: %w", err)
 	}
+	leaf := tlsInfo.State.PeerCertificates[0]
+	peer := ""
+	if len(leaf.URIs) > 0 {
+		peer = leaf.URIs[0].String()
+	}
 	return secured, &conn{
-		TLSInfo: tlsInfo, chain: tlsInfo.State.PeerCertificates, exporter: [32]byte(exporter),
+		TLSInfo: tlsInfo, chain: tlsInfo.State.PeerCertificates, peer: peer, exporter: [32]byte(exporter),
 		nonces: map[[32]byte]struct{}{}, instances: map[string]instance{},
 	}, nil
 }

@@ -18,6 +18,10 @@ const (
 	bindingsBurst     = 4096
 )
 
+// maxInFlight is how many calls one principal may have under way at once, over all its connections: far fewer
+// than the ledger's queue holds, so that nobody fills it for the others.
+const maxInFlight = 512
+
 // refusalWindow is the span that one RefusalsCounted event stands for.
 const refusalWindow = 10 * time.Second
 
@@ -30,6 +34,8 @@ type allowance struct {
 
 	refused uint64 // since from, not yet recorded
 	from    time.Time
+
+	underWay int // calls that have begun and not ended
 }
 
 // limits holds the allowances of the principals that were seen lately.
@@ -63,12 +69,34 @@ func (l *limits) of(principal string, now time.Time) *allowance {
 func (l *limits) evict() {
 	var oldest string
 	for p, a := range l.all {
-		if a.refused == 0 && (oldest == "" || a.used.Before(l.all[oldest].used)) {
+		if a.refused == 0 && a.underWay == 0 && (oldest == "" || a.used.Before(l.all[oldest].used)) {
 			oldest = p
 		}
 	}
 	if oldest != "" {
 		delete(l.all, oldest)
+	}
+}
+
+// enter counts a call of principal as under way, unless it has too many.
+func (l *limits) enter(principal string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.of(principal, now)
+	if a.underWay >= maxInFlight {
+		a.refuse(now, 1)
+		return false
+	}
+	a.underWay++
+	return true
+}
+
+// leave ends what enter began.
+func (l *limits) leave(principal string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a := l.all[principal]; a != nil {
+		a.underWay--
 	}
 }
 

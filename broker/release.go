@@ -15,6 +15,7 @@ import (
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/session"
 )
 
 // Deliver is the release path, the only way on which a secret leaves. Each step needs what the step before
@@ -153,7 +154,11 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 	if before.Owner != requestOwner(who) {
 		return nil, b.rejectRequest(ctx, now, who, checkRequest, asked.name.String(), "this request id was used for another request: choose a new one")
 	}
-	if row.StateAt(now).Ended() {
+	ended, err := b.overtaken(ctx, row)
+	if err != nil {
+		return nil, err
+	}
+	if ended || row.StateAt(now).Ended() {
 		return nil, b.rejectRequest(ctx, now, who, checkSession, row.ID.String(), "the session of this request has ended: ask with a new request id")
 	}
 	reply := new(bullav1.DeliverReply)
@@ -169,6 +174,19 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 		return nil, err
 	}
 	return b.complete(reply, ledger.Result{Index: at.Index, Leaf: at.Leaf, ReplySalt: at.ReplySalt}), nil
+}
+
+// overtaken says whether the device that a session relied on was revoked, or failed an appraisal since: the
+// session is about to be ended for it.
+func (b *Broker) overtaken(ctx context.Context, s session.Session) (bool, error) {
+	if s.Device == "" {
+		return false, nil
+	}
+	d, _, err := b.ledger.Device(ctx, s.Device)
+	if err != nil {
+		return false, err
+	}
+	return !d.Revoked.IsZero() || s.Issued.Time().Before(d.Failed.Time()), nil
 }
 
 // requestKey is the idempotency key: a principal can't take another's request ids.

@@ -22,9 +22,9 @@ import (
 
 const (
 	// maxMessage is the largest gRPC message that is read, in bytes: a policy bundle is the largest.
-	maxMessage = 8 << 20
+	maxMessage = 2 << 20
 	// maxStreams is how many calls one connection may have under way.
-	maxStreams = 256
+	maxStreams = 128
 	// maxHeaders is the largest header list of a call, in bytes.
 	maxHeaders = 16 << 10
 	// maxHandshakes is how many TLS handshakes run at once, and handshakeWait how long one waits for its turn.
@@ -87,14 +87,37 @@ func (h health) Check(ctx context.Context, in *healthpb.HealthCheckRequest) (*he
 	return out, nil
 }
 
-// unary is plumbing: a panic becomes INTERNAL, and nothing of it reaches the caller.
+// unary is plumbing: one principal has only so many calls under way, over all its connections, and a panic
+// becomes INTERNAL, of which nothing reaches the caller.
 func (b *Broker) unary(ctx context.Context, in any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (out any, err error) {
 	defer b.recovered(info.FullMethod, &err)
+	leave, err := b.enter(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
 	return next(ctx, in)
+}
+
+// enter counts a call as under way, until leave is called.
+func (b *Broker) enter(ctx context.Context) (leave func(), err error) {
+	c, _, err := connOf(ctx)
+	if err != nil {
+		return nil, refuse(codes.Unauthenticated, checkIdentity, "%v", err)
+	}
+	if !b.limits.enter(c.peer, b.now()) {
+		return nil, refuse(codes.ResourceExhausted, checkLimit, "%d calls of this principal are under way: wait for them", maxInFlight)
+	}
+	return func() { b.limits.leave(c.peer) }, nil
 }
 
 func (b *Broker) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	defer b.recovered(info.FullMethod, &err)
+	leave, err := b.enter(ss.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
 	return next(srv, ss)
 }
 

@@ -68,8 +68,30 @@ func (b *Broker) recordRefusals(ctx context.Context, now time.Time, flush bool) 
 	return failed
 }
 
+// endDevices finishes what a stop may have cut short: the sessions of devices that were revoked.
+func (b *Broker) endDevices(ctx context.Context) error {
+	for after := ""; ; {
+		rows, err := b.ledger.Devices(ctx, after, maxPage)
+		if err != nil || len(rows) == 0 {
+			return err
+		}
+		for _, d := range rows {
+			after = d.ID
+			if d.Revoked.IsZero() {
+				continue
+			}
+			if err := b.endDevice(ctx, b.now(), d.ID, "its device was revoked: "+d.Reason); err != nil {
+				return err
+			}
+		}
+	}
+}
+
 // Run does the broker's background work until ctx ends: sweeping, and keeping the log's tree up to date.
 func (b *Broker) Run(ctx context.Context) {
+	if err := b.endDevices(ctx); err != nil && ctx.Err() == nil {
+		b.logger.Error("sessions of revoked devices could not be ended", "error", err)
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

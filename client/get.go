@@ -96,7 +96,7 @@ func (c *Client) openEnvelope(reply *bullav1.DeliverReply, req *sent, recipient 
 	if err != nil {
 		return nil, fmt.Errorf("%w: open the envelope: %w", ErrVerification, err)
 	}
-	if opened.Context.Session != reply.GetSessionId() || opened.Context.Grade != envelope.Grade(reply.GetGrade()) || opened.Context.Uses != uint64(reply.GetUses()) {
+	if opened.Context.Session != reply.GetSessionId() || event.Digest(opened.Context.Revision).String() != reply.GetPolicy().GetDigest() || opened.Context.Grade != envelope.Grade(reply.GetGrade()) || opened.Context.Uses != uint64(reply.GetUses()) {
 		opened.Wipe()
 		return nil, fmt.Errorf("%w: the reply says other things than its envelope", ErrVerification)
 	}

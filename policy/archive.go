@@ -14,8 +14,8 @@ import (
 
 // Limits of a bundle.
 const (
-	MaxArchiveSize = 7 << 20 // below the largest gRPC message, 8 MiB
-	MaxFileSize    = 4 << 20
+	MaxArchiveSize = 15 << 17 // below the broker's largest message, 2 MiB
+	MaxFileSize    = 3 << 19
 	MaxFiles       = 256
 	maxRegoSize    = 256 << 10
 )

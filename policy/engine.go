@@ -19,7 +19,7 @@ type Config struct {
 	// a decision takes, so that only a runaway or a machine that stands still reaches it.
 	Limit time.Duration
 	// TripAfter is how many evaluations of the active revision in a row may reach the limit before
-	// OnRunaway is called; 0 is 3.
+	// OnRunaway is called; 0 is 5.
 	TripAfter int
 	// OnRunaway, if set, is called once per activation, on the goroutine of the decision that reached
 	// TripAfter, so that the caller can go back to the previous revision by an event. It must not block.
@@ -28,7 +28,7 @@ type Config struct {
 
 const (
 	defaultLimit     = time.Second
-	defaultTripAfter = 3
+	defaultTripAfter = 5
 	// stuckPerWorker bounds how many evaluations that can't be cancelled are left behind per worker
 	// before the engine stops replacing their workers.
 	stuckPerWorker = 2

@@ -14,6 +14,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/broker/devserver"
 	"github.com/bulla-project/bulla/client"
+	"github.com/bulla-project/bulla/internal/durable"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -56,7 +57,8 @@ func until(t *testing.T, what string, holds func() bool) {
 
 func edit(t *testing.T, path string, change func(string) string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(change(read(t, path))), 0o600); err != nil {
+	// Whole or not at all, as editors write: the watcher may look at any moment.
+	if err := durable.WriteFile(path, []byte(change(read(t, path))), 0o600); err != nil {
 		t.Fatal(err)
 	}
 }

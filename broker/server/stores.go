@@ -103,7 +103,7 @@ func openWith(ctx context.Context, cfg config.Config, ring *keyring.Ring, log *s
 	if s.logKey, err = s.openLogKey(cfg); err != nil {
 		return nil, err
 	}
-	if s.signer, err = s.openSigner(cfg); err != nil {
+	if s.signer, err = s.openSigner(ctx, cfg); err != nil {
 		return nil, err
 	}
 	return s, nil
@@ -146,10 +146,17 @@ func (s *stores) makeLogKey(path, origin string) (*proofs.Signer, error) {
 }
 
 // openSigner reads the envelope signing key, or makes it where there is none.
-func (s *stores) openSigner(cfg config.Config) (*envelope.Signer, error) {
+func (s *stores) openSigner(ctx context.Context, cfg config.Config) (*envelope.Signer, error) {
 	path := filepath.Join(cfg.DataDir, signKeyFile)
 	sealed, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
+		known, err := s.ledger.Keys(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if len(known) > 0 {
+			return nil, fmt.Errorf("envelope signing key %s is missing, and the ledger has introduced one: restore the file", path)
+		}
 		return s.makeSigner(path)
 	}
 	if err != nil {

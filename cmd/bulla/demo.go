@@ -110,7 +110,7 @@ func (n *narrator) step(s story.Step) {
 		mark = "FAILED"
 	}
 	n.printf("%s  %s\n", mark, s.Name)
-	const width = 90
+	const width = show.Width - 8 // the indentation
 	for _, line := range wrap(show.Text(s.Detail), width) {
 		n.printf("        %s\n", line)
 	}

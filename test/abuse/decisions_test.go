@@ -31,8 +31,8 @@ func load(t *testing.T, workers []*rig.Raw, name string) (stop, under func()) {
 				switch c := status.Code(err); c {
 				case codes.OK:
 					delivered.Add(1)
-				case codes.PermissionDenied, codes.Aborted:
-				case codes.ResourceExhausted: // after many denials
+				case codes.Aborted:
+				case codes.PermissionDenied: // for good
 					return
 				default:
 					t.Errorf("deliver %s: %v", name, err)

@@ -200,6 +200,7 @@ func TestAbuse_A05_forged_certificates(t *testing.T) {
 	mayBeCA := func(c *x509.Certificate) {
 		c.IsCA, c.KeyUsage = true, x509.KeyUsageDigitalSignature|x509.KeyUsageCertSign
 	}
+	saysCA := func(c *x509.Certificate) { c.IsCA = true }
 	signs := func(c *x509.Certificate) { c.KeyUsage |= x509.KeyUsageCertSign }
 	before := mark(r)
 	for what, forged := range map[string]*x509svid.SVID{
@@ -209,6 +210,7 @@ func TestAbuse_A05_forged_certificates(t *testing.T) {
 		"no URI, the ID as common name":     ca.Issue(t, xtest.Leaf{Change: func(c *x509.Certificate) { c.Subject.CommonName = operator }}),
 		"no URI, the ID as DNS name":        ca.Issue(t, xtest.Leaf{Change: func(c *x509.Certificate) { c.DNSNames = []string{operator} }}),
 		"an authority's certificate":        ca.Issue(t, xtest.Leaf{ID: operator, Change: mayBeCA}),
+		"an authority's, for signatures":    ca.Issue(t, xtest.Leaf{ID: operator, Change: saysCA}),
 		"a leaf that may sign certificates": ca.Issue(t, xtest.Leaf{ID: operator, Change: signs}),
 		"the root itself":                   {Certificates: []*x509.Certificate{ca.Certificate}, PrivateKey: ca.Key},
 		"a leaf as signer":                  byLeaf,

@@ -2,6 +2,7 @@ package abuse
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -137,13 +138,30 @@ func TestAbuse_A26_where_the_record_goes(t *testing.T) {
 	if now := strings.Join(files(), "\n"); now != before {
 		t.Errorf("calls of the API made files:\n%s\nbefore:\n%s", now, before)
 	}
-	// A policy bundle is the one upload with names in it.
-	for _, name := range []string{"../../escape.rego", "/escape.rego", "rego/../../escape.rego", "audit-sink.yaml", "rego/\x00/etc/x.rego"} {
-		allowed := "rego/" + strings.Repeat("x", len(name)-10) + ".rego" // of the same length
-		archive := r.Archive(func(files map[string]string) { files[allowed] = "package bulla.x\n" })
-		archive = bytes.Replace(archive, []byte(allowed), []byte(name), 1)
+	// A policy bundle is the one upload with names in it: an entry is put where its name belongs in the order.
+	good := r.Archive(func(map[string]string) {})
+	for name, before := range map[string]string{
+		"rego/aaa.rego": "rego/administration.rego ", // in good order
+		"../../x.rego":  "canaries.yaml ", "/etc/x.rego": "canaries.yaml ", "audit.yaml": "canaries.yaml ", "CON": "canaries.yaml ",
+		"rego/../../x.rego": "rego/administration.rego ", "rego/.rego": "rego/administration.rego ", "rego/\x00.rego": "rego/administration.rego ",
+		"data/../../x.yaml": "data/classes.yaml ",
+	} {
+		text := "package bulla.x\n"
+		if strings.HasPrefix(name, "data/") {
+			text = "{}\n"
+		}
+		archive := bytes.Replace(good, []byte(before), []byte(fmt.Sprintf("%s %d\n%s\n%s", name, len(text), text, before)), 1)
 		_, err := bullav1.NewPoliciesClient(security.Conn()).PushRevision(t.Context(), &bullav1.PushRevisionRequest{Archive: archive})
+		if name == "rego/aaa.rego" {
+			if err != nil {
+				t.Errorf("in good order: %v", err)
+			}
+			continue
+		}
 		wantCode(t, "a bundle with "+name, err, codes.InvalidArgument, "request")
+	}
+	if now := strings.Join(files(), "\n"); now != before {
+		t.Errorf("bundles made files:\n%s\nbefore:\n%s", now, before)
 	}
 }
 

@@ -19,7 +19,7 @@ func TestAbuse_A38_rotation_under_load(t *testing.T) {
 	r := rig.Start(t, rig.Config{SVIDTTL: ttl})
 	r.Put("demo/a", "standard", "a")
 	begin := time.Now()
-	ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	var all sync.WaitGroup
 	var gets atomic.Int64

@@ -128,6 +128,26 @@ func TestAbuse_A41_held_connection(t *testing.T) {
 		_, err := w.Broker.Deliver(t.Context(), prepared[next])
 		wantCode(t, "a call after that", err, codes.Unauthenticated, "identity")
 	})
+	t.Run("stream, its permit taken", func(t *testing.T) {
+		t.Parallel()
+		r := rig.Start(t, rig.Config{})
+		ctx, cancel := context.WithTimeout(t.Context(), 12*time.Second)
+		defer cancel()
+		stream, err := bullav1.NewAuditClient(r.Client("auditor").Conn()).Tail(ctx, &bullav1.TailRequest{Follow: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Recv(); err != nil {
+			t.Fatal(err)
+		}
+		r.Push(func(files map[string]string) {
+			replaceIn(t, files, "data/members.yaml", "spiffe://dev.bulla.test/auditor: [auditor]", "spiffe://dev.bulla.test/auditor: []")
+		})
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		wantCode(t, "the stream ended", err, codes.PermissionDenied, "policy")
+	})
 	for name, busy := range map[string]bool{"stream, nothing to send": false, "stream, always more to send": true} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

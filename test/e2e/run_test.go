@@ -191,6 +191,7 @@ func shell(t testing.TB, env environment, name string, args ...string) string {
 	defer cancel()
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Env = env.list(t)
+	cmd.WaitDelay = 10 * time.Second // for what it left running with its output
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, cut(string(out)))
