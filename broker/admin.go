@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -98,12 +99,16 @@ func wrong(format string, args ...any) error {
 
 // answer turns whatever went wrong into what the caller gets. A refusal is one already; everything else is
 // logged here, once, and tells the caller nothing but its class.
-func (b *Broker) answer(_ context.Context, who caller, err error) error {
+func (b *Broker) answer(ctx context.Context, who caller, err error) error {
 	var r *refusal
 	if errors.As(err, &r) {
 		return r
 	}
-	b.logger.Error("call failed", "spiffe_id", who.id.String(), "caller_addr", who.addr.String(), "error", err)
+	level := slog.LevelError
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
+		level = slog.LevelInfo // the caller has gone, or its SVID has ended: nothing is wrong here
+	}
+	b.logger.Log(ctx, level, "call failed", "spiffe_id", who.id.String(), "caller_addr", who.addr.String(), "error", err)
 	r = fromLedger(err)
 	r.nonce = who.conn.next()
 	return r
