@@ -100,10 +100,26 @@ func now(body event.Body) event.Event { return event.New(storetest.Start, storet
 func TestProjectKnowsEveryType(t *testing.T) {
 	left := event.Types()
 	for _, body := range []event.Body{
-		event.Genesis{}, event.KeyIntroduced{}, event.KeyRetired{}, event.RevisionActivated{}, event.SecretPut{}, event.InstanceBound{},
-		event.DeviceEnrolled{}, event.DeviceRevoked{}, event.AttestationAppraised{}, event.AttestationRefused{}, event.SessionIssued{},
-		event.DecisionDenied{}, event.OperationPermitted{}, event.SessionConfirmed{}, event.SessionRevoked{}, event.SessionClosed{},
-		event.SessionsExpired{}, event.SessionsUnconfirmed{}, event.RefusalsCounted{}, event.RequestRefused{},
+		event.Genesis{},
+		event.KeyIntroduced{},
+		event.KeyRetired{},
+		event.RevisionActivated{},
+		event.SecretPut{},
+		event.InstanceBound{},
+		event.DeviceEnrolled{},
+		event.DeviceRevoked{},
+		event.AttestationAppraised{},
+		event.AttestationRefused{},
+		event.SessionIssued{},
+		event.DecisionDenied{},
+		event.OperationPermitted{},
+		event.SessionConfirmed{},
+		event.SessionRevoked{},
+		event.SessionClosed{},
+		event.SessionsExpired{},
+		event.SessionsUnconfirmed{},
+		event.RefusalsCounted{},
+		event.RequestRefused{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {
@@ -195,8 +211,15 @@ func TestExposureIsWrittenOnce(t *testing.T) {
 		changes  bool
 		exposure string
 	}{
-		{"proxied", 1, true, "proxied"}, {"proxied", 2, false, "proxied"}, {"gated", 1, true, "gated"}, {"leased", 1, false, "gated"},
-		{"open", 1, true, "open"}, {"open", 1, false, "open"}, {"gated", 2, false, "open"}, {"open", 2, true, "open"}, {"open", 2, false, "open"},
+		{"proxied", 1, true, "proxied"},
+		{"proxied", 2, false, "proxied"},
+		{"gated", 1, true, "gated"},
+		{"leased", 1, false, "gated"},
+		{"open", 1, true, "open"},
+		{"open", 1, false, "open"},
+		{"gated", 2, false, "open"},
+		{"open", 2, true, "open"},
+		{"open", 2, false, "open"},
 	} {
 		_, before := row[ledger.Secret](t, tab, ledger.KindSecret, storetest.Secret)
 		tab.must(t, issue(c.grade, c.version))

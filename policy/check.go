@@ -61,8 +61,10 @@ func checkFormat(files map[string][]byte) []Fault {
 			continue // Load reports what does not parse
 		}
 		if !bytes.Equal(want, files[name]) {
-			faults = append(faults, Fault{File: name, Line: firstDifference(want, files[name]), Check: "format",
-				Message: "not in the form that opa fmt writes"})
+			faults = append(faults, Fault{
+				File: name, Line: firstDifference(want, files[name]), Check: "format",
+				Message: "not in the form that opa fmt writes",
+			})
 		}
 	}
 	return faults

@@ -32,8 +32,10 @@ var errEnded = errors.New("the evaluation was ended by the time limit or by its 
 
 // denial is the decision when the policy gave none.
 func denial(fault string) Decision {
-	return Decision{Effect: Deny, Reasons: []string{reasonNoDecision}, Fault: fault, EngineVersion: EngineVersion(),
-		Risk: risk.Assessment{Score: risk.MaxScore, Factors: []risk.Factor{}, Floors: []risk.Floor{}}}
+	return Decision{
+		Effect: Deny, Reasons: []string{reasonNoDecision}, Fault: fault, EngineVersion: EngineVersion(),
+		Risk: risk.Assessment{Score: risk.MaxScore, Factors: []risk.Factor{}, Floors: []risk.Floor{}},
+	}
 }
 
 // judge computes the input and asks the policy. It runs on the caller's goroutine until the policy has
@@ -56,8 +58,10 @@ func (r *Revision) judge(ctx context.Context, s Signals, cancel topdown.Cancel) 
 		d = denial(err.Error())
 		d.TimedOut = errors.Is(err, errEnded)
 	} else {
-		d = Decision{Effect: out.effect, Reasons: out.reasons, Obligations: out.obligations,
-			Requires: out.requires, Covered: out.disclose, EngineVersion: EngineVersion()}
+		d = Decision{
+			Effect: out.effect, Reasons: out.reasons, Obligations: out.obligations,
+			Requires: out.requires, Covered: out.disclose, EngineVersion: EngineVersion(),
+		}
 	}
 	d.Risk, d.ModelDigest, d.RevisionDigest = assessment, r.modelID, r.digestHex
 	d.Signals, d.InputDigest = encoded, r.inputDigest(encoded)

@@ -57,8 +57,10 @@ type prober struct {
 func (p *prober) want(d Decision, ok bool, format string, args ...any) {
 	p.ended = p.ended || d.TimedOut
 	if !ok || d.Fault != "" {
-		p.faults = append(p.faults, Fault{Check: "invariants",
-			Message: fmt.Sprintf(format, args...) + ", but the policy says " + describe(d)})
+		p.faults = append(p.faults, Fault{
+			Check:   "invariants",
+			Message: fmt.Sprintf(format, args...) + ", but the policy says " + describe(d),
+		})
 	}
 }
 

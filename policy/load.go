@@ -273,8 +273,10 @@ func (r *Revision) checkCanaries(ctx context.Context, cases []canary) []Fault {
 		}
 		stop()
 		if d.Effect != c.expect || d.Fault != "" {
-			faults = append(faults, Fault{File: fileCanaries, Line: c.line, Check: "canaries",
-				Message: fmt.Sprintf("%s: the policy says %s, want %s", c.name, describe(d), c.expect)})
+			faults = append(faults, Fault{
+				File: fileCanaries, Line: c.line, Check: "canaries",
+				Message: fmt.Sprintf("%s: the policy says %s, want %s", c.name, describe(d), c.expect),
+			})
 		}
 		if d.TimedOut {
 			break // each further case could take as long

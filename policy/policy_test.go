@@ -281,7 +281,8 @@ func TestReplayIsBitExact(t *testing.T) {
 	for _, s := range []Signals{
 		delivery("workload", "demo/key", "standard"), delivery("workload", "demo/key", "high"),
 		attested(delivery("workload", "demo/key", "high"), "development", "warning", 40),
-		delivery("stranger", "demo/key", "high"), request("security", ActionPolicyPush), {},
+		delivery("stranger", "demo/key", "high"), request("security", ActionPolicyPush),
+		{},
 	} {
 		first := e.Decide(t.Context(), rev, s)
 		// A revision loaded again from its archive must judge alike.

@@ -32,13 +32,10 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spiffe/go-spiffe/v2/spiffeid"
-
 	"github.com/bulla-project/bulla/attest/tpm/swtpm"
 	"github.com/bulla-project/bulla/broker/server"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/certs/devauthority"
-	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/internal/durable"
 )
 
@@ -250,18 +247,6 @@ func (s *Server) Device() Device { return s.device }
 
 // Authority is the SPIFFE authority, for tests that rotate and revoke.
 func (s *Server) Authority() *devauthority.Authority { return s.authority }
-
-// Broker is the running broker, for tests that look inside.
-func (s *Server) Broker() *server.Server { return s.broker }
-
-// Serve gives a further identity of the trust domain a socket, until Close, and returns its client
-// configuration; it has no device. Its environment is in no file.
-func (s *Server) Serve(id spiffeid.ID, socket string) (client.Config, error) {
-	if err := s.authority.Serve(id, socket); err != nil {
-		return client.Config{}, err
-	}
-	return client.Config{Address: s.Addr(), ServerID: ServerID, EndpointSocket: "unix://" + socket, Now: s.cfg.Now}, nil
-}
 
 // Wait returns nil when ctx ends, or the reason when a part of the server ended by itself. The caller closes
 // the server in both cases.

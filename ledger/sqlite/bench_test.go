@@ -43,7 +43,8 @@ func BenchmarkCommit(b *testing.B) {
 
 func basis(b *testing.B, l *ledger.Ledger) []ledger.Precondition {
 	keys := []ledger.RowKey{
-		{Kind: ledger.KindSecret, Key: storetest.Secret}, {Kind: ledger.KindRevision, Key: ledger.ActiveRevision},
+		{Kind: ledger.KindSecret, Key: storetest.Secret},
+		{Kind: ledger.KindRevision, Key: ledger.ActiveRevision},
 		{Kind: ledger.KindDevice, Key: storetest.Device},
 		{Kind: ledger.KindPassport, Key: ledger.InstanceKey(storetest.Principal, storetest.Instance)},
 	}

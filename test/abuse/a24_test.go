@@ -94,9 +94,15 @@ func TestAbuse_A24_canary(t *testing.T) {
 	}
 	id := requestID()
 	for _, c := range []struct{ name, class, id string }{
-		{"demo/canary", "standard", id}, {"demo/canary", "", requestID()}, {"demo/high", "high", requestID()},
+		{"demo/canary", "standard", id},
+		{"demo/canary", "", requestID()},
+		{"demo/high", "high", requestID()},
 		// refused, each for another reason
-		{"demo/canary", "standard", id}, {"demo/high", "standard", requestID()}, {"DEMO/x", "standard", requestID()}, {"demo/x", "nope", requestID()}, {"demo/x", "standard", "nope"},
+		{"demo/canary", "standard", id},
+		{"demo/high", "standard", requestID()},
+		{"DEMO/x", "standard", requestID()},
+		{"demo/x", "nope", requestID()},
+		{"demo/x", "standard", "nope"},
 	} {
 		if err := put(c.name, c.class, c.id); err != nil {
 			search(t, "an error of a put", errorText(err), forms)

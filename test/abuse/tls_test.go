@@ -98,7 +98,7 @@ func TestAbuse_A41_held_connection(t *testing.T) {
 		if _, err := w.Broker.Deliver(t.Context(), prepared[0]); err != nil {
 			t.Fatal(err)
 		}
-		ahead.Store(int64(w.Leaf.NotAfter.Sub(time.Now()) + time.Second))
+		ahead.Store(int64(time.Until(w.Leaf.NotAfter) + time.Second))
 		reply, err := w.Broker.Deliver(t.Context(), prepared[1])
 		wantCode(t, "a delivery after the SVID's end", err, codes.Unauthenticated, "identity")
 		if reply != nil {

@@ -118,15 +118,32 @@ func TestCommandLines(t *testing.T) {
 	d.put(t, "demo/flags", "standard", "x")
 	workload := d.as(t, "workload")
 	for _, args := range [][]string{
-		{"-o", "json", "get", "demo/flags"}, {"get", "-o", "json", "demo/flags"}, {"get", "demo/flags", "-o", "json"},
-		{"--timeout=20s", "get", "demo/flags", "--output=json"}, {"get", "--timeout", "20s", "demo/flags", "-o", "json"},
+		{"-o", "json", "get", "demo/flags"},
+		{"get", "-o", "json", "demo/flags"},
+		{"get", "demo/flags", "-o", "json"},
+		{"--timeout=20s", "get", "demo/flags", "--output=json"},
+		{"get", "--timeout", "20s", "demo/flags", "-o", "json"},
 	} {
 		run(t, workload, args...).want(t, done).object(t, deliveredShape())
 	}
 	for _, args := range [][]string{
-		{"nonsense"}, {"nonsense", "--help"}, {"--help", "nonsense"}, {"help", "nonsense"}, {"secret", "nonsense"}, {"secret", "nonsense", "--help"},
-		{"secret"}, {"audit"}, {"get"}, {"get", "a", "b"}, {"get", "a", "--nonsense"}, {"get", "a", "-o", "xml"}, {"get", "a", "--timeout", "0s"},
-		{"session", "show"}, {"run", "--", "true"}, {"policy", "check", "/no/such/dir"}, {"audit", "verify", "/no/such/dir", "--key", d.path("log.pub")},
+		{"nonsense"},
+		{"nonsense", "--help"},
+		{"--help", "nonsense"},
+		{"help", "nonsense"},
+		{"secret", "nonsense"},
+		{"secret", "nonsense", "--help"},
+		{"secret"},
+		{"audit"},
+		{"get"},
+		{"get", "a", "b"},
+		{"get", "a", "--nonsense"},
+		{"get", "a", "-o", "xml"},
+		{"get", "a", "--timeout", "0s"},
+		{"session", "show"},
+		{"run", "--", "true"},
+		{"policy", "check", "/no/such/dir"},
+		{"audit", "verify", "/no/such/dir", "--key", d.path("log.pub")},
 		{"audit", "verify", d.path("env"), "--key", d.path("ready")},
 	} {
 		if r := run(t, workload, args...).want(t, wrongUsage); r.stdout != "" {

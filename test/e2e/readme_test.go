@@ -1,9 +1,11 @@
 package e2e
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -31,15 +33,15 @@ func TestReadmeTryIt(t *testing.T) {
 	_, section, ok := strings.Cut(readme, "\n## Try it\n")
 	section, _, _ = strings.Cut(section, "\n## ")
 	found := blocks(section, "sh")
-	if !ok || len(found) != 2 || !strings.Contains(found[1], "bulla dev --dir /tmp/bulla ") || !strings.Contains(found[1], "go install ./cmd/bulla\n") {
+	if !ok || len(found) != 2 || !strings.Contains(found[1], "bulla dev --dir /tmp/bulla ") || !strings.HasPrefix(found[1], "go install ./cmd/bulla ") {
 		t.Fatalf("README.md has no section \"Try it\" of the form that this test runs:\n%s", section)
 	}
 	bin, temp := t.TempDir(), shortTemp(t)
 	if err := os.Symlink(xtest.Binary(t), filepath.Join(bin, "bulla")); err != nil {
 		t.Fatal(err)
 	}
-	script := strings.ReplaceAll(found[1], "/tmp/bulla", filepath.Join(temp, "bulla"))
-	script = strings.Replace(script, "go install ./cmd/bulla\n", "", 1)
+	_, script, _ := strings.Cut(found[1], "\n")
+	script = strings.ReplaceAll(script, "/tmp/bulla", filepath.Join(temp, "bulla"))
 	// Whatever happens in between, nothing goes on running.
 	script = "set -e\ntrap 'kill $! 2>/dev/null; wait' EXIT\n" + script + "wait\ntrap - EXIT\n"
 	out := shell(t, environment{"PATH": bin + ":" + os.Getenv("PATH"), "TMPDIR": temp}, "sh", "-c", script)
@@ -53,17 +55,72 @@ func TestReadmeTryIt(t *testing.T) {
 	}
 }
 
-// TestReadmeCommandsExist asks for the help of every bulla command that a document names.
-func TestReadmeCommandsExist(t *testing.T) {
+// TestOperationsFirstStart runs the commands of the section "First start" on the configuration above them, up to
+// the one that goes on for ever, below a directory of the test.
+func TestOperationsFirstStart(t *testing.T) {
+	t.Parallel()
+	text := read(t, filepath.Join(xtest.Root(t), "docs", "operations.md"))
+	_, section, ok := strings.Cut(text, "\n## First start\n")
+	configs, scripts := blocks(text, "yaml"), blocks(section, "sh")
+	if !ok || len(configs) == 0 || len(scripts) == 0 || !strings.Contains(scripts[0], "bulla server run ") {
+		t.Fatal("docs/operations.md has no section \"First start\" of the form that this test runs")
+	}
+	bin, dir := t.TempDir(), t.TempDir()
+	if err := errors.Join(os.Symlink(xtest.Binary(t), filepath.Join(bin, "bulla")), os.Mkdir(filepath.Join(dir, "etc"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	move := strings.NewReplacer("/etc/bulla", filepath.Join(dir, "etc"), "/var/lib/bulla", filepath.Join(dir, "data"), "/mnt/witness", dir).Replace
+	write(t, filepath.Join(dir, "etc", "server.yaml"), move(configs[0]), 0o600)
+	script, _, _ := strings.Cut(scripts[0], "bulla server run ")
+	out := shell(t, environment{"PATH": bin + ":" + os.Getenv("PATH")}, "sh", "-ec", "cd '"+xtest.Root(t)+"'\n"+move(script))
+	if !strings.Contains(out, "initialised "+filepath.Join(dir, "data")) {
+		t.Errorf("it says:\n%s", out)
+	}
+}
+
+// TestReadmeNamesWhatThereIs: files that documents link to, and the tests that the README promises.
+func TestReadmeNamesWhatThereIs(t *testing.T) {
 	t.Parallel()
 	root := xtest.Root(t)
-	documents, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
+	link := regexp.MustCompile(`\]\(([^)#:]+)(?:#[^)]*)?\)`)
+	for _, path := range documents(t) {
+		for _, m := range link.FindAllStringSubmatch(read(t, path), -1) {
+			if !exists(filepath.Join(filepath.Dir(path), filepath.FromSlash(m[1]))) {
+				t.Errorf("%s links to %s, which is not there", strings.TrimPrefix(path, root+"/"), m[1])
+			}
+		}
+	}
+	tests := shell(t, nil, "grep", "-rhoE", "--include=*_test.go", "^func TestAbuse_A[0-9]+_", root)
+	promised := regexp.MustCompile("`(TestAbuse_A[0-9]+)`").FindAllStringSubmatch(read(t, filepath.Join(root, "README.md")), -1)
+	for _, m := range promised {
+		if !strings.Contains(tests, "func "+m[1]+"_") {
+			t.Errorf("README.md promises %s, and there is no such test", m[1])
+		}
+	}
+	if len(promised) < 10 {
+		t.Errorf("README.md promises only %d tests: has its table another form?", len(promised))
+	}
+}
+
+// documents are those that a reader comes by.
+func documents(t *testing.T) []string {
+	t.Helper()
+	root := xtest.Root(t)
+	found, err := filepath.Glob(filepath.Join(root, "docs", "*.md"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	documents = append(documents, filepath.Join(root, "README.md"), filepath.Join(root, "CONTRIBUTING.md"), filepath.Join(root, "rego", "README.md"))
+	for _, name := range []string{"README.md", "CONTRIBUTING.md", "SECURITY.md", "rego/README.md"} {
+		found = append(found, filepath.Join(root, filepath.FromSlash(name)))
+	}
+	return found
+}
+
+// TestReadmeCommandsExist asks for the help of every bulla command that a document names.
+func TestReadmeCommandsExist(t *testing.T) {
+	t.Parallel()
 	seen := map[string]bool{}
-	for _, path := range documents {
+	for _, path := range documents(t) {
 		for _, line := range namedCommands(read(t, path)) {
 			if seen[line] {
 				continue
@@ -82,37 +139,19 @@ func TestReadmeCommandsExist(t *testing.T) {
 	}
 }
 
-// namedCommands are the words of commands after "bulla " in code: `bulla audit verify DIR` gives "audit verify".
+// named is a bulla command at the beginning of a line, of code, or after another command.
+var named = regexp.MustCompile("(?m)(?:^|`|[|&] )bulla ([a-z]+)(?: ([a-z]+))?")
+
+// namedCommands are the words of the commands in a text: `bulla audit verify DIR` gives "audit verify".
 func namedCommands(text string) []string {
 	var out []string
-	for _, line := range strings.Split(text, "\n") {
-		for _, start := range []string{"`", "", "| ", "&& "} {
-			_, rest, ok := strings.Cut("\x00"+line, map[bool]string{true: "\x00", false: start}[start == ""]+"bulla ")
-			if !ok {
-				continue
-			}
-			var words []string
-			for _, w := range strings.Fields(rest) {
-				bare := strings.TrimRight(w, "`,.;:)")
-				if bare == "" || strings.Trim(bare, "abcdefghijklmnopqrstuvwxyz") != "" || len(words) == 2 {
-					break
-				}
-				words = append(words, bare)
-				if bare != w {
-					break
-				}
-			}
-			if len(words) == 0 {
-				continue
-			}
-			// The second word is a command only below a group.
-			switch words[0] {
-			case "secret", "session", "device", "policy", "audit", "server":
-			default:
-				words = words[:1]
-			}
-			out = append(out, strings.Join(words, " "))
+	for _, m := range named.FindAllStringSubmatch(text, -1) {
+		line := m[1]
+		switch m[1] {
+		case "secret", "session", "device", "policy", "audit", "server": // the second word is a command below a group only
+			line = strings.TrimSpace(line + " " + m[2])
 		}
+		out = append(out, line)
 	}
 	return out
 }

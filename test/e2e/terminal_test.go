@@ -112,8 +112,12 @@ func TestTerminalWidth(t *testing.T) {
 		who  string
 		args []string
 	}{
-		{"operator", []string{"secret", "list"}}, {"operator", []string{"secret", "show", "demo/a-rather-long-name/for-a-secret/that-fills-its-column/and-more"}},
-		{"operator", []string{"session", "list"}}, {"operator", []string{"device", "list"}}, {"security", []string{"policy", "list"}}, {"security", []string{"policy", "show"}},
+		{"operator", []string{"secret", "list"}},
+		{"operator", []string{"secret", "show", "demo/a-rather-long-name/for-a-secret/that-fills-its-column/and-more"}},
+		{"operator", []string{"session", "list"}},
+		{"operator", []string{"device", "list"}},
+		{"security", []string{"policy", "list"}},
+		{"security", []string{"policy", "show"}},
 	} {
 		narrow(t, run(t, d.as(t, c.who), c.args...).want(t, done))
 	}
