@@ -102,22 +102,26 @@ func TestAbuse_A46_changes_between_decision_and_commit(t *testing.T) {
 		t.Parallel()
 		r := rig.Start(t, rig.Config{})
 		r.Put("demo/a", "standard", "0")
-		stop, under := load(t, []*rig.Raw{r.Raw("workload"), r.Raw("workload"), r.Raw("workload"), r.Raw("workload")}, "demo/a")
-		under()
-		var all sync.WaitGroup
+		var workers []*rig.Raw
+		for range 12 {
+			workers = append(workers, r.Raw("workload"))
+		}
+		stop, under := load(t, workers, "demo/a")
 		service := bullav1.NewPoliciesClient(r.Client("security").Conn())
-		for pusher := range 4 {
-			all.Go(func() {
-				for n := range 2 {
-					archive := r.Archive(func(files map[string]string) {
-						files["data/limits.yaml"] += fmt.Sprintf("pusher_%d_%d: 1\n", pusher, n)
-					})
-					_, err := service.PushRevision(t.Context(), &bullav1.PushRevisionRequest{Archive: archive})
-					if c := status.Code(err); c != codes.OK && c != codes.Aborted {
-						t.Errorf("push: %v", err)
-					}
-				}
-			})
+		push := func(name string) {
+			archive := r.Archive(func(files map[string]string) { files["data/limits.yaml"] += name + ": 1\n" })
+			_, err := service.PushRevision(t.Context(), &bullav1.PushRevisionRequest{Archive: archive})
+			if c := status.Code(err); c != codes.OK && c != codes.Aborted {
+				t.Errorf("push: %v", err)
+			}
+		}
+		for n := range 8 { // against deliveries
+			under()
+			push(fmt.Sprintf("one_%d", n))
+		}
+		var all sync.WaitGroup
+		for n := range 4 { // against each other
+			all.Go(func() { push(fmt.Sprintf("many_%d", n)) })
 		}
 		all.Wait()
 		stop()
