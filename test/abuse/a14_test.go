@@ -110,7 +110,7 @@ func TestAbuse_A14_sizes(t *testing.T) {
 	})
 	t.Run("payload", func(t *testing.T) {
 		w.Challenge(nil)
-		_, err := show(t, w, "development", id, make([]byte, 2<<20))
+		_, err := show(t, w, "development", id, make([]byte, 3<<19))
 		code(t, err, codes.Unauthenticated, "payload is too large")
 	})
 	t.Run("message", func(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"net"
 	"sync"
@@ -124,7 +125,9 @@ func (x *falseBroker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*
 		IssuedAt: now, NotBefore: now, Expires: now + 600, Grade: envelope.GradeOpen, Places: []string{}, Revision: envelope.DigestOf([]byte("revision")),
 		RiskModel: envelope.DigestOf([]byte("model")), Channel: envelope.Digest(exporter), LogOrigin: "falseBroker",
 	}
-	reply := &bullav1.DeliverReply{SessionId: c.Session, Grade: string(c.Grade)}
+	reply := &bullav1.DeliverReply{
+		SessionId: c.Session, Grade: string(c.Grade), Policy: &bullav1.PolicyRef{Revision: 1, Digest: hex.EncodeToString(c.Revision[:])},
+	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.replay != nil {

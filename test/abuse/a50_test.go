@@ -221,8 +221,24 @@ func TestAbuse_A50_edited_events(t *testing.T) {
 
 func swap(e *edited, column string) {
 	e.t.Helper()
-	e.exec(`UPDATE blobs SET `+column+` = (SELECT b.`+column+` FROM blobs b WHERE b.key LIKE 'secret/%' AND b.key <> blobs.key AND b.key IN (?1, ?2)) WHERE key IN (?1, ?2)`,
-		blobOf(e, "demo/one"), blobOf(e, "demo/two"))
+	one, two := blobOf(e, "demo/one"), blobOf(e, "demo/two")
+	first, second := blob(e, one, column), blob(e, two, column) // both are read before one is written
+	e.exec(`UPDATE blobs SET `+column+` = ? WHERE key = ?`, second, one)
+	e.exec(`UPDATE blobs SET `+column+` = ? WHERE key = ?`, first, two)
+}
+
+// blob is a column of a row of ciphertexts.
+func blob(e *edited, key, column string) (out []byte) {
+	e.t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(e.Config.DataDir, "ledger.db"))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRowContext(e.t.Context(), `SELECT `+column+` FROM blobs WHERE key = ?`, key).Scan(&out); err != nil {
+		e.t.Fatal(err)
+	}
+	return out
 }
 
 func blobOf(e *edited, name string) string { return "secret/" + field(e, name, "record_id") }
