@@ -21,6 +21,7 @@ import (
 	"github.com/bulla-project/bulla/broker"
 	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/broker/server"
+	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/envelope"
 	reqproof "github.com/bulla-project/bulla/envelope/proof"
 	"github.com/bulla-project/bulla/ledger"
@@ -503,4 +504,28 @@ func TestRefusalNeedsTheLedgerToo(t *testing.T) {
 		t.Error(err)
 	}
 	store.on.Store(false)
+}
+
+// Two calls of an instance run side by side: an appraisal that is a little newer than the delivery counts for it,
+// and one from the future does not.
+func TestAppraisalBesideADelivery(t *testing.T) {
+	var ahead atomic.Int64
+	r := rig.Start(t, rig.Config{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	r.Put("demo/guarded", "high", "x")
+	device, _ := r.Device(rig.ID("workload").String())
+	c := r.Client("workload", func(c *client.Config) { c.DeviceFile = device })
+	for _, by := range []time.Duration{5 * time.Second, 5 * time.Minute} {
+		ahead.Store(int64(by))
+		if _, err := c.Attest(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		ahead.Store(0)
+		events := count[event.DecisionDenied](r.Events())
+		if _, err := c.Get(t.Context(), "demo/guarded"); err != nil {
+			t.Errorf("%s: %v", by, err)
+		}
+		if asked := count[event.DecisionDenied](r.Events()) - events; (asked == 0) != (by < time.Minute) {
+			t.Errorf("an appraisal %s after the delivery began: %d times asked for another", by, asked)
+		}
+	}
 }

@@ -54,6 +54,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
+	now = device.notBefore(now)         // an appraisal beside this call may be newer than the call
 	target, err := b.target(ctx, asked) // the secret, or that there is none
 	if err != nil {
 		return nil, err

@@ -62,12 +62,25 @@ func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, erro
 	}, nil
 }
 
+// sideBySide is how far apart calls that run at the same time may have begun.
+const sideBySide = 30 * time.Second
+
 // device is the appraised device of an instance; the zero value stands for none.
 type device struct {
 	id      string
 	result  attest.Result
 	encoded []byte
 	rows    []ledger.Precondition
+}
+
+// notBefore is now, or the moment of the appraisal where that is a little later: two calls of an instance run
+// side by side, and an appraisal must not look like one from the future to the other. More than a little is a
+// clock that went back, and stays as it is.
+func (d device) notBefore(now time.Time) time.Time {
+	if ahead := d.result.IssuedAt.Sub(now); d.id != "" && ahead > 0 && ahead <= sideBySide {
+		return d.result.IssuedAt
+	}
+	return now
 }
 
 // unchanged are the rows that the commit of a delivery that relies on the device demands.
