@@ -105,8 +105,8 @@ func (b *Broker) answer(ctx context.Context, who caller, err error) error {
 		return r
 	}
 	level := slog.LevelError
-	if errors.Is(err, context.Canceled) && ctx.Err() != nil {
-		level = slog.LevelInfo // the caller has gone, or its SVID has ended: nothing is wrong here
+	if errors.Is(err, context.Canceled) && ctx.Err() != nil || errors.Is(err, ledger.ErrPrecondition) || errors.Is(err, ledger.ErrLimit) {
+		level = slog.LevelInfo // the caller has gone, was overtaken twice, or met a limit: nothing is wrong here
 	}
 	b.logger.Log(ctx, level, "call failed", "spiffe_id", who.id.String(), "caller_addr", who.addr.String(), "error", err)
 	r = fromLedger(err)
