@@ -219,26 +219,11 @@ func TestAbuse_A50_edited_events(t *testing.T) {
 	}
 }
 
+// swap exchanges a column of the blobs of two secrets, by way of the old values that one statement sees.
 func swap(e *edited, column string) {
 	e.t.Helper()
 	one, two := blobOf(e, "demo/one"), blobOf(e, "demo/two")
-	first, second := blob(e, one, column), blob(e, two, column) // both are read before one is written
-	e.exec(`UPDATE blobs SET `+column+` = ? WHERE key = ?`, second, one)
-	e.exec(`UPDATE blobs SET `+column+` = ? WHERE key = ?`, first, two)
-}
-
-// blob is a column of a row of ciphertexts.
-func blob(e *edited, key, column string) (out []byte) {
-	e.t.Helper()
-	db, err := sql.Open("sqlite", filepath.Join(e.Config.DataDir, "ledger.db"))
-	if err != nil {
-		e.t.Fatal(err)
-	}
-	defer db.Close()
-	if err := db.QueryRowContext(e.t.Context(), `SELECT `+column+` FROM blobs WHERE key = ?`, key).Scan(&out); err != nil {
-		e.t.Fatal(err)
-	}
-	return out
+	e.exec(`UPDATE blobs SET `+column+` = old.v FROM (SELECT key AS k, `+column+` AS v FROM blobs) AS old WHERE old.k = iif(blobs.key = ?1, ?2, ?1) AND blobs.key IN (?1, ?2)`, one, two)
 }
 
 func blobOf(e *edited, name string) string { return "secret/" + field(e, name, "record_id") }

@@ -49,8 +49,9 @@ func load(t *testing.T, workers []*rig.Raw, name string) (stop, under func()) {
 	return stop, under
 }
 
-// Deliveries and pushes run against each other. In the order of the ledger, each must have been decided by what
-// was in force at its place.
+// Deliveries and changes run against each other. In the order of the ledger, each must have been decided by what
+// was in force at its place. Whether a change falls into the gap is chance here; TestAbuse_A46_overtaken puts each
+// there on purpose, and this one looks for gaps that nobody thought of.
 func TestAbuse_A46_changes_between_decision_and_commit(t *testing.T) {
 	t.Parallel()
 	t.Run("a new version, another class", func(t *testing.T) {
