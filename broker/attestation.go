@@ -127,7 +127,11 @@ func certified(asked *bullav1.AttestRequest) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("unknown suite %q of the recipient key", clip(asked.GetRecipientSuite()))
 	}
-	half, err := envelope.HardwareHalf(suite, asked.GetRecipientKey())
+	key, err := envelope.ParseRecipientKey(suite, asked.GetRecipientKey())
+	if err != nil {
+		return nil, fmt.Errorf("the recipient key does not belong to suite %s", suite)
+	}
+	half, err := key.HardwareHalf()
 	if err != nil {
 		return nil, errors.New("the recipient key has no half that a device could certify")
 	}

@@ -3,7 +3,6 @@ package broker
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"sync"
 	"time"
 
@@ -126,9 +125,4 @@ func (r *remembered) remember(d [sha256.Size]byte) {
 		clear(r.set)
 	}
 	r.set[d] = struct{}{}
-}
-
-func digestHex(b []byte) string {
-	d := sha256.Sum256(b)
-	return hex.EncodeToString(d[:])
 }

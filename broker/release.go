@@ -43,9 +43,6 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	if reply, err := b.answered(ctx, now, who, asked); reply != nil || err != nil { // the same request again
-		return reply, err
-	}
 	active, err := b.current(ctx) // the revision that decides
 	if err != nil {
 		return nil, err
@@ -63,6 +60,9 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	verdict := b.decide(ctx, active, signals)                  // risk and policy
 	permit, denied := verdict.permit()
 	if denied != nil {
+		if reply, err := b.answered(ctx, now, who, asked, active); reply != nil || err != nil { // permitted before
+			return reply, err
+		}
 		return nil, b.deny(ctx, now, who, denied, target)
 	}
 	terms, unmet := permit.terms(now, asked, device) // obligations
@@ -78,7 +78,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	return b.issue(ctx, now, who, asked, device, target, terms, sealed) // ledger commit, or nothing
+	return b.issue(ctx, now, who, asked, device, target, terms, sealed) // ledger commit, or what the request got before
 }
 
 // issue commits the delivery and makes the reply. The ledger refuses it when the revision, the secret, the
@@ -94,7 +94,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	issued := event.New(now, who.caller.id.String(), event.SessionIssued{
 		Session: session, Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: device.id,
 		Secret: asked.name.String(), Version: target.version.Version, Class: target.secret.Class, Grade: string(envelope.GradeOpen),
-		Suite: asked.suite.String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
+		Suite: asked.recipient.Suite().String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
 		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Decision: terms.record(who.id),
 	})
@@ -113,8 +113,8 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		},
 	}
 	result, err := b.ledger.Commit(ctx, commit)
-	if errors.Is(err, ledger.ErrDuplicateRequest) { // a retry of this request overtook it
-		before, err := b.answered(ctx, now, who, asked)
+	if errors.Is(err, ledger.ErrDuplicateRequest) { // the same request again, and still permitted
+		before, err := b.answered(ctx, now, who, asked, nil)
 		if before == nil && err == nil {
 			err = refuse(codes.Aborted, checkRequest, "this request was answered a moment ago and that answer is gone: ask with a new request id")
 		}
@@ -139,8 +139,9 @@ func (b *Broker) complete(reply *bullav1.DeliverReply, at ledger.Result) *bullav
 }
 
 // answered returns the reply that this request got before, while its session lives. Another key, another
-// instance or another question under the same id gets nothing.
-func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked ask) (*bullav1.DeliverReply, error) {
+// instance or another question under the same id gets nothing. With a revision, only what that one permitted
+// counts: what a new revision denies, it denies to retries too.
+func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked ask, by *active) (*bullav1.DeliverReply, error) {
 	before, err := b.ledger.Request(ctx, requestKey(who))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
@@ -165,6 +166,9 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 	reply := new(bullav1.DeliverReply)
 	if err := proto.Unmarshal(before.Reply, reply); err != nil {
 		return nil, err
+	}
+	if by != nil && reply.GetPolicy().GetRevision() != by.sequence {
+		return nil, nil
 	}
 	issued, err := event.ParseID(reply.GetEventId())
 	if err != nil {

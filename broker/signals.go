@@ -24,7 +24,7 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 		Now: now.UnixMicro(), Action: policy.ActionDeliver, Principal: b.principal(who.caller, level), Instance: who.instance.thumbprint,
 		Resource: policy.Resource{Kind: policy.KindSecret, Secret: secretFacts(t)}, Attestation: attestationFacts(d),
 		Network:   network(who.caller),
-		Recipient: &policy.Recipient{Suite: int64(asked.suite.Number()), InHardware: hardwareRecipient(d, asked)},
+		Recipient: &policy.Recipient{Suite: int64(asked.recipient.Suite().Number()), InHardware: hardwareRecipient(d, asked)},
 		History:   b.history.signals(ctx, who.caller.id.String(), d.id, t.name, now),
 		Request:   policy.Request{Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second)},
 	}
@@ -92,6 +92,6 @@ func hardwareRecipient(d device, asked ask) bool {
 	if d.id == "" || !d.result.Keys.RecipientInHardware {
 		return false
 	}
-	half, err := envelope.HardwareHalf(asked.suite, asked.recipient)
+	half, err := asked.recipient.HardwareHalf()
 	return err == nil && attest.Thumbprint(half.Bytes()) == d.result.Keys.Recipient
 }

@@ -24,8 +24,7 @@ import (
 type ask struct {
 	name      secret.Name
 	version   secret.Version // 0: the current one
-	suite     envelope.Suite
-	recipient []byte
+	recipient envelope.RecipientKey // and the suite
 	grade     string
 	maxUses   uint32
 	ttl       time.Duration // 0: as policy says
@@ -48,7 +47,8 @@ func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, erro
 	if err != nil {
 		return bad("unknown suite %q: use HPKE-9-KE, HPKE-8-KE or HPKE-7-KE", clip(in.GetSuite()))
 	}
-	if err := envelope.CheckRecipientKey(suite, in.GetRecipientKey()); err != nil {
+	recipient, err := envelope.ParseRecipientKey(suite, in.GetRecipientKey())
+	if err != nil {
 		return bad("the recipient key does not belong to suite %s", suite)
 	}
 	switch envelope.Grade(in.GetGrade()) {
@@ -57,7 +57,7 @@ func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, erro
 		return bad("unknown grade %q: use open, gated, proxied or leased", clip(in.GetGrade()))
 	}
 	return ask{
-		name: name, version: secret.Version(in.GetVersion()), suite: suite, recipient: in.GetRecipientKey(),
+		name: name, version: secret.Version(in.GetVersion()), recipient: recipient,
 		grade: in.GetGrade(), maxUses: in.GetMaxUses(), ttl: time.Duration(in.GetTtlSeconds()) * time.Second,
 	}, nil
 }
@@ -256,7 +256,7 @@ func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target,
 		enforcer = envelope.UsesByClient
 	}
 	return envelope.Seal(envelope.SealInput{
-		Suite: asked.suite, Recipient: asked.recipient, Secret: value,
+		Recipient: asked.recipient, Secret: value,
 		Context: envelope.Context{
 			Session: event.NewID(now).String(), Request: who.id, Issuer: b.id.String(), Subject: who.caller.id.String(),
 			Instance: who.instance.thumbprint, Audience: who.caller.id.String(), Secret: b.ring.NameHash(t.name),

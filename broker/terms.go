@@ -35,7 +35,7 @@ func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string
 	switch {
 	case o.TimeBound == nil:
 		return terms{}, "the policy permits without a time bound, and nothing is released for ever"
-	case o.QuantumResistant != nil && !asked.suite.PostQuantum():
+	case o.QuantumResistant != nil && !asked.recipient.Suite().PostQuantum():
 		return terms{}, "the policy demands a post-quantum suite: ask with HPKE-9-KE or HPKE-8-KE"
 	case o.ForwardSecrecy != nil && d.result.Keys.RecipientInHardware && hardwareRecipient(d, asked):
 		return terms{}, "the policy demands a fresh recipient key, and this one lives in hardware"
@@ -58,7 +58,7 @@ func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string
 	}
 	if o.ForwardSecrecy != nil {
 		t.counters = append(t.counters, ledger.Counter{
-			Key: "recipient/" + digestHex(asked.recipient), Window: time.Unix(0, 0), Length: now.Add(freshFor).Sub(time.Unix(0, 0)), Max: 1,
+			Key: "recipient/" + asked.recipient.Digest().String(), Window: time.Unix(0, 0), Length: now.Add(freshFor).Sub(time.Unix(0, 0)), Max: 1,
 		})
 	}
 	return t, ""

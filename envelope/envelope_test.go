@@ -58,12 +58,18 @@ func newScene(t testing.TB, s Suite) *scene {
 		Revision: DigestOf([]byte("revision")), RiskScore: 12, RiskModel: DigestOf([]byte("model")),
 		Attestation: DigestOf([]byte("attestation")), Channel: channel, LogOrigin: "bulla.test/log",
 	}
-	sc.input = SealInput{Suite: s, Recipient: sc.recipient.PublicKey(), Context: c, Secret: secret.NewBytes([]byte("correct horse battery staple"))}
+	sc.input = SealInput{Recipient: sc.to(t), Context: c, Secret: secret.NewBytes([]byte("correct horse battery staple"))}
 	sc.expect = Expectation{
 		Request: c.Request, Issuer: c.Issuer, Subject: c.Subject, Instance: c.Instance, Audience: c.Audience,
 		Channels: []Digest{channel}, MinimumSuite: s, Now: testNow.Add(time.Minute), Skew: time.Minute,
 	}
 	return sc
+}
+
+// to is the recipient's public key, as the sealing side parses it.
+func (sc *scene) to(t testing.TB) RecipientKey {
+	t.Helper()
+	return must(ParseRecipientKey(sc.recipient.Suite(), sc.recipient.PublicKey()))(t)
 }
 
 func (sc *scene) seal(t testing.TB) Sealed {
@@ -160,12 +166,12 @@ func TestHardwareRecipient(t *testing.T) {
 			sc := newScene(t, s)
 			key := must(ecdh.P256().GenerateKey(rand.Reader))(t)
 			sc.recipient = must(NewHardwareRecipient(s, keyExchanger{key}))(t)
-			sc.input.Recipient = sc.recipient.PublicKey()
+			sc.input.Recipient = sc.to(t)
 			o := must(sc.open(sc.seal(t).Bytes))(t)
 			if !bytes.Equal(o.Secret().Expose(), sc.input.Secret.Expose()) {
 				t.Fatal("wrong secret")
 			}
-			half := must(HardwareHalf(s, sc.recipient.PublicKey()))(t)
+			half := must(sc.to(t).HardwareHalf())(t)
 			if !half.Equal(key.PublicKey()) {
 				t.Fatal("HardwareHalf is not the device's key")
 			}
@@ -176,19 +182,32 @@ func TestHardwareRecipient(t *testing.T) {
 	wantErr(t, err, ErrInvalid)
 	_, err = NewHardwareRecipient(SuiteP256(), nil)
 	wantErr(t, err, ErrInvalid)
-	_, err = HardwareHalf(SuiteHybridX25519(), must(GenerateRecipient(SuiteHybridX25519()))(t).PublicKey())
+	_, err = newScene(t, SuiteHybridX25519()).to(t).HardwareHalf()
+	wantErr(t, err, ErrInvalid)
+	_, err = RecipientKey{}.HardwareHalf()
 	wantErr(t, err, ErrInvalid)
 }
 
 func TestSealRefuses(t *testing.T) {
 	base := newScene(t, SuiteP256())
-	offCurve := bytes.Clone(base.input.Recipient)
+	offCurve := base.recipient.PublicKey()
 	offCurve[40] ^= 1
+	for name, row := range map[string]struct {
+		suite  Suite
+		public []byte
+	}{
+		"no suite":             {Suite{}, base.recipient.PublicKey()},
+		"key of another suite": {SuiteHybridX25519(), base.recipient.PublicKey()},
+		"key off the curve":    {SuiteP256(), offCurve},
+		"no key":               {SuiteP256(), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := ParseRecipientKey(row.suite, row.public)
+			wantErr(t, err, ErrInvalid)
+		})
+	}
 	for name, change := range map[string]func(*SealInput){
-		"no suite":                func(in *SealInput) { in.Suite = Suite{} },
-		"key of another suite":    func(in *SealInput) { in.Suite = SuiteHybridX25519() },
-		"key off the curve":       func(in *SealInput) { in.Recipient = offCurve },
-		"no key":                  func(in *SealInput) { in.Recipient = nil },
+		"no recipient":            func(in *SealInput) { in.Recipient = RecipientKey{} },
 		"secret too large":        func(in *SealInput) { in.Secret = secret.NewBytes(make([]byte, MaxSecret+1)) },
 		"no session":              func(in *SealInput) { in.Context.Session = "" },
 		"expired before issued":   func(in *SealInput) { in.Context.Expires = in.Context.IssuedAt },

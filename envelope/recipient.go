@@ -65,36 +65,39 @@ func (r *Recipient) Suite() Suite { return r.suite }
 // encapsulation key, then the elliptic-curve key (draft-ietf-hpke-pq).
 func (r *Recipient) PublicKey() []byte { return append([]byte(nil), r.public...) }
 
-// CheckRecipientKey reports whether public is a usable key of suite s. Its answer to a bad key wraps [ErrInvalid].
-// It is for refusing a request early; [Seal] checks again.
-func CheckRecipientKey(s Suite, public []byte) error {
-	_, err := parseRecipientKey(s, public)
-	return err
+// RecipientKey is the public half of a [Recipient], as the sealing side has it. The zero value is invalid.
+type RecipientKey struct {
+	suite Suite
+	key   hpke.PublicKey
+	bytes []byte
 }
 
-func parseRecipientKey(s Suite, public []byte) (hpke.PublicKey, error) {
+// ParseRecipientKey reads what [Recipient.PublicKey] returned. Its answer to a bad key wraps [ErrInvalid].
+func ParseRecipientKey(s Suite, public []byte) (RecipientKey, error) {
 	if s.IsZero() {
-		return nil, fmt.Errorf("recipient key: %w: no suite", ErrInvalid)
+		return RecipientKey{}, fmt.Errorf("recipient key: %w: no suite", ErrInvalid)
 	}
 	if len(public) != s.p.publicLen {
-		return nil, fmt.Errorf("recipient key: %w: %s wants %d bytes, not %d", ErrInvalid, s, s.p.publicLen, len(public))
+		return RecipientKey{}, fmt.Errorf("recipient key: %w: %s wants %d bytes, not %d", ErrInvalid, s, s.p.publicLen, len(public))
 	}
 	key, err := s.p.kem.NewPublicKey(public)
 	if err != nil {
-		return nil, fmt.Errorf("recipient key: %w: not a key of %s", ErrInvalid, s)
+		return RecipientKey{}, fmt.Errorf("recipient key: %w: not a key of %s", ErrInvalid, s)
 	}
-	return key, nil
+	return RecipientKey{suite: s, key: key, bytes: append([]byte(nil), public...)}, nil
 }
 
-// HardwareHalf returns the elliptic-curve half of a serialized recipient key: the uncompressed P-256 point, which
-// attestation compares with the key that the device certified. An error for a suite without a P-256 half.
-func HardwareHalf(s Suite, public []byte) (*ecdh.PublicKey, error) {
-	if s.IsZero() || s.p.curve != ecdh.P256() || len(public) != s.p.publicLen {
+// Suite returns the suite that the key is for.
+func (k RecipientKey) Suite() Suite { return k.suite }
+
+// Digest returns the SHA-256 of the serialized key.
+func (k RecipientKey) Digest() Digest { return DigestOf(k.bytes) }
+
+// HardwareHalf returns the elliptic-curve half of the key: the uncompressed P-256 point, which attestation
+// compares with the key that the device certified. An error for a suite without a P-256 half.
+func (k RecipientKey) HardwareHalf() (*ecdh.PublicKey, error) {
+	if k.suite.IsZero() || k.suite.p.curve != ecdh.P256() {
 		return nil, fmt.Errorf("hardware half: %w: need a key of HPKE-8-KE or HPKE-7-KE", ErrInvalid)
 	}
-	key, err := ecdh.P256().NewPublicKey(public[len(public)-pointLen:])
-	if err != nil {
-		return nil, fmt.Errorf("hardware half: %w: not a point on P-256", ErrInvalid)
-	}
-	return key, nil
+	return ecdh.P256().NewPublicKey(k.bytes[len(k.bytes)-pointLen:])
 }

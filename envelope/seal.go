@@ -44,8 +44,7 @@ func (s *Signer) Key() Key { return Key{ID: s.kid, Public: s.pub} }
 
 // SealInput is what goes into an envelope. Seal neither changes nor keeps any of it.
 type SealInput struct {
-	Suite     Suite
-	Recipient []byte       // Recipient.PublicKey of the same suite
+	Recipient RecipientKey // parsed once, since a hybrid key takes 30 µs
 	Context   Context      // Version, ReceiptLock and Suite are filled in by Seal
 	Secret    secret.Bytes // at most MaxSecret bytes
 }
@@ -68,9 +67,8 @@ func Seal(in SealInput, signer *Signer) (Sealed, error) {
 	if len(data) > MaxSecret {
 		return Sealed{}, fmt.Errorf("seal: %w: secret of %d bytes, at most %d", ErrInvalid, len(data), MaxSecret)
 	}
-	recipient, err := parseRecipientKey(in.Suite, in.Recipient)
-	if err != nil {
-		return Sealed{}, fmt.Errorf("seal: %w", err)
+	if in.Recipient.suite.IsZero() {
+		return Sealed{}, fmt.Errorf("seal: %w: no recipient key", ErrInvalid)
 	}
 	plain := make([]byte, len(labelData)+randLen+len(data))
 	defer clear(plain)
@@ -81,15 +79,15 @@ func Seal(in SealInput, signer *Signer) (Sealed, error) {
 	copy(plain[len(labelData)+randLen:], data)
 
 	c := in.Context
-	c.Version, c.Suite, c.ReceiptLock = LabelContext, in.Suite.Number(), sha256.Sum256(r)
+	c.Version, c.Suite, c.ReceiptLock = LabelContext, in.Recipient.suite.Number(), sha256.Sum256(r)
 	c.Places = append([]string{}, in.Context.Places...)
 	aad, err := c.encode()
 	if err != nil {
 		return Sealed{}, fmt.Errorf("seal: %w", err)
 	}
 	extra := sha256.Sum256(aad)
-	p := &parts{kid: signer.kid, suite: in.Suite, aad: aad}
-	if err := p.encrypt(recipient, extra[:], plain); err != nil {
+	p := &parts{kid: signer.kid, suite: in.Recipient.suite, aad: aad}
+	if err := p.encrypt(in.Recipient.key, extra[:], plain); err != nil {
 		return Sealed{}, fmt.Errorf("seal: %w", err)
 	}
 	input := p.signingInput()

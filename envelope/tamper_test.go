@@ -182,9 +182,8 @@ func TestPlaintextMustFitTheContext(t *testing.T) {
 			}
 			o := must(sc.open(sealed.Bytes))(t)
 			plain := change(bytes.Clone(o.plain.Expose()))
-			key := must(parseRecipientKey(sc.input.Suite, sc.input.Recipient))(t)
 			extra := DigestOf(p.aad)
-			if err := p.encrypt(key, extra[:], plain); err != nil {
+			if err := p.encrypt(sc.input.Recipient.key, extra[:], plain); err != nil {
 				t.Fatal(err)
 			}
 			_, err = sc.open(sc.sign(t, p))

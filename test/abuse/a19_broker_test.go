@@ -109,6 +109,10 @@ func (x *falseBroker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*
 	if err != nil {
 		return nil, err
 	}
+	recipient, err := envelope.ParseRecipientKey(suite, ask.GetRecipientKey())
+	if err != nil {
+		return nil, err
+	}
 	p, _ := peer.FromContext(ctx)
 	info, ok := p.AuthInfo.(credentials.TLSInfo)
 	if !ok {
@@ -140,7 +144,7 @@ func (x *falseBroker) Deliver(ctx context.Context, in *bullav1.SignedRequest) (*
 	if x.stranger.Load() {
 		signer = x.other
 	}
-	sealed, err := envelope.Seal(envelope.SealInput{Suite: suite, Recipient: ask.GetRecipientKey(), Context: c, Secret: secret.NewBytes([]byte("forged"))}, signer)
+	sealed, err := envelope.Seal(envelope.SealInput{Recipient: recipient, Context: c, Secret: secret.NewBytes([]byte("forged"))}, signer)
 	reply.Envelope = sealed.Bytes
 	x.sent = reply
 	return reply, err
