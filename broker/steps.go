@@ -23,7 +23,7 @@ import (
 // ask is what a Deliver call asks for.
 type ask struct {
 	name      secret.Name
-	version   secret.Version // 0: the current one
+	version   secret.Version        // 0: the current one
 	recipient envelope.RecipientKey // and the suite
 	grade     string
 	maxUses   uint32
