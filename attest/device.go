@@ -58,14 +58,6 @@ func (c Counters) RolledBack(next Counters) bool {
 	return next.Clock < c.Clock && c.Clock-next.Clock > tolerance
 }
 
-// Advance gives the later of c and next: what to keep as seen.
-func (c Counters) Advance(next Counters) Counters {
-	if next.ResetCount > c.ResetCount || (next.ResetCount == c.ResetCount && next.Clock > c.Clock) {
-		return next
-	}
-	return c
-}
-
 // Allows says whether the record itself lets principal run on the device. An empty list leaves it to policy.
 func (d Device) Allows(principal string) bool {
 	return len(d.Principals) == 0 || slices.Contains(d.Principals, principal)

@@ -32,7 +32,10 @@ func (b *Broker) authorise(ctx context.Context, action policy.Action, resource p
 	if err != nil {
 		return operation{}, b.answer(ctx, who, err)
 	}
-	v := b.decide(ctx, active, b.adminSignals(now, who, action, resource))
+	v, err := b.decide(ctx, active, b.adminSignals(now, who, action, resource))
+	if err != nil {
+		return operation{}, b.answer(ctx, who, err)
+	}
 	p, denied := v.permit()
 	if denied == nil {
 		return operation{caller: who, now: now, permit: p}, nil
@@ -76,8 +79,8 @@ func (o operation) by() *event.Decision {
 // shows asks policy whether the caller of a listing may see one of its entries: a list shows nothing that
 // asking for the entry would deny.
 func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, entry policy.Resource) bool {
-	v := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry))
-	return v.decision.Effect == policy.Permit
+	v, err := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry))
+	return err == nil && v.decision.Effect == policy.Permit
 }
 
 // adminSignals are the raw signals of an operator's call: no instance, no recipient, no history.

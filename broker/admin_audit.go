@@ -220,10 +220,18 @@ func (c Check) Detail() string {
 	return c.Fine
 }
 
+// Drain makes Health, and with it /ready, say that the broker is about to stop, so that nobody sends it new work.
+func (b *Broker) Drain() { b.draining.Store(true) }
+
 // Health judges what the broker needs to serve.
 func (b *Broker) Health(ctx context.Context) []Check {
 	size, _ := b.ledger.Committed()
+	var draining error
+	if b.draining.Load() {
+		draining = errors.New("the broker is stopping")
+	}
 	checks := []Check{
+		{Name: "serving", Err: draining, Hint: "wait for its successor"},
 		{Name: "identity", Err: b.source.Health(), Fine: b.id.String(), Hint: "is the SPIRE agent running, and is there an entry for the broker?"},
 		{Name: "ledger", Err: b.ledger.Health(ctx), Fine: fmt.Sprintf("%d events", size), Hint: "is the disk full or read-only? The broker goes on by itself once it can write"},
 		{Name: "log", Err: b.tree.Health(), Fine: fmt.Sprintf("%d entries signed", b.tree.Size()), Hint: "was the data directory restored from a backup? See docs/operations.md"},

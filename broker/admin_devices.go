@@ -62,7 +62,7 @@ func (s devices) BeginEnrolment(ctx context.Context, in *bullav1.BeginEnrolmentR
 	case err != nil:
 		return nil, wrong("the device can't be enrolled: %v", err)
 	}
-	id, err := s.pending.add(op, slices.Compact(slices.Sorted(slices.Values(in.GetPrincipals()))), finish)
+	id, err := s.pending.add(op, attest.Kind(in.GetKind()), slices.Compact(slices.Sorted(slices.Values(in.GetPrincipals()))), finish)
 	if err != nil {
 		return nil, err
 	}
@@ -71,7 +71,8 @@ func (s devices) BeginEnrolment(ctx context.Context, in *bullav1.BeginEnrolmentR
 
 // FinishEnrolment takes the device's answer; only whoever began may finish, once.
 func (s devices) FinishEnrolment(ctx context.Context, in *bullav1.FinishEnrolmentRequest) (*bullav1.Device, error) {
-	op, err := s.authorise(ctx, policy.ActionDeviceEnroll, policy.Resource{Kind: policy.KindDevice})
+	facts := policy.Resource{Kind: policy.KindDevice, Device: &policy.Device{Kind: s.pending.kind(in.GetEnrolment())}}
+	op, err := s.authorise(ctx, policy.ActionDeviceEnroll, facts)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ func (b *Broker) Attest(ctx context.Context, in *bullav1.SignedRequest) (*bullav
 	if err != nil {
 		return nil, err
 	}
-	reply, err := b.appraise(ctx, now, who)
+	reply, err := twice(func() (*bullav1.AttestReply, error) { return b.appraise(ctx, now, who) })
 	if err != nil {
 		return nil, b.answer(ctx, who.caller, err)
 	}
@@ -45,7 +45,7 @@ func (b *Broker) appraise(ctx context.Context, now time.Time, who request) (*bul
 	if err != nil {
 		return nil, b.invalid(ctx, now, who, err.Error())
 	}
-	enrolled, err := b.enrolled(ctx, now, who, &asked)
+	enrolled, unchanged, err := b.enrolled(ctx, now, who, &asked)
 	if err != nil {
 		return nil, err
 	}
@@ -69,37 +69,41 @@ func (b *Broker) appraise(ctx context.Context, now time.Time, who request) (*bul
 	if err != nil {
 		return nil, err
 	}
-	if err := b.admitResult(ctx, now, who, active, enrolled, claims, result, encoded); err != nil {
+	if err := b.admitResult(ctx, now, who, active, enrolled, unchanged, claims, result, encoded); err != nil {
 		return nil, err
 	}
 	return &bullav1.AttestReply{Result: encoded}, nil
 }
 
 // enrolled returns the record of the device that the evidence is said to be about. An unknown device, one
-// that was revoked and one that is not for this principal look the same to the caller.
-func (b *Broker) enrolled(ctx context.Context, now time.Time, who request, asked *bullav1.AttestRequest) (attest.Device, error) {
+// that was revoked and one that is not for this principal look the same to the caller. The appraisal holds only
+// while the row stays as it was read.
+func (b *Broker) enrolled(ctx context.Context, now time.Time, who request, asked *bullav1.AttestRequest) (attest.Device, []ledger.Precondition, error) {
+	no := func(why string) (attest.Device, []ledger.Precondition, error) {
+		return attest.Device{}, nil, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New(why))
+	}
 	id, err := attest.ParseDeviceID(asked.GetDevice())
 	if err != nil || string(id.Kind()) != asked.GetKind() || b.verifiers[id.Kind()] == nil {
-		return attest.Device{}, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New("no such kind of device"))
+		return no("no such kind of device")
 	}
-	row, _, err := b.ledger.Device(ctx, id.String())
+	row, seq, err := b.ledger.Device(ctx, id.String())
 	if errors.Is(err, ledger.ErrNotFound) {
-		return attest.Device{}, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New("the device is not enrolled"))
+		return no("the device is not enrolled")
 	}
 	if err != nil {
-		return attest.Device{}, err
+		return attest.Device{}, nil, err
 	}
 	record, err := b.deviceRecord(ctx, row)
 	if err != nil {
-		return attest.Device{}, err
+		return attest.Device{}, nil, err
 	}
 	switch {
 	case !row.Revoked.IsZero():
-		return attest.Device{}, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New("the device was revoked"))
+		return no("the device was revoked")
 	case !record.Allows(who.caller.id.String()):
-		return attest.Device{}, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New("the device is not enrolled for this principal"))
+		return no("the device is not enrolled for this principal")
 	}
-	return record, nil
+	return record, []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: row.ID}, Seq: seq}}, nil
 }
 
 // deviceRecord is a device's enrolment record, with the highest counters that its evidence has shown since.
@@ -112,10 +116,8 @@ func (b *Broker) deviceRecord(ctx context.Context, row ledger.Device) (attest.De
 	if errors.Is(err, ledger.ErrNotFound) {
 		return record, nil
 	}
-	if err != nil {
-		return attest.Device{}, err
-	}
-	return record, event.Unmarshal(seen.Counters, &record.Seen)
+	record.Seen = attest.Counters(seen.Counters)
+	return record, err
 }
 
 // certified is the part of the recipient key that a device can certify: its elliptic-curve half.
@@ -163,17 +165,15 @@ func (b *Broker) unauthentic(ctx context.Context, now time.Time, who request, ki
 }
 
 // admitResult records an appraisal, and ends what relied on a device that fails it.
-func (b *Broker) admitResult(ctx context.Context, now time.Time, who request, active *active, enrolled attest.Device, claims attest.Claims, result attest.Result, encoded []byte) error {
-	counters, err := event.Marshal(enrolled.Seen.Advance(claims.Counters))
-	if err != nil {
-		return err
-	}
+func (b *Broker) admitResult(ctx context.Context, now time.Time, who request, active *active, enrolled attest.Device, unchanged []ledger.Precondition, claims attest.Claims, result attest.Result, encoded []byte) error {
+	counters := event.DeviceCounters(claims.Counters)
 	failed := result.Status == attest.Contraindicated
-	err = b.record(ctx, event.New(now, who.caller.id.String(), event.AttestationAppraised{
+	commit := ledgerCommit(event.New(now, who.caller.id.String(), event.AttestationAppraised{
 		Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: enrolled.ID.String(),
-		Result: encoded, Counters: counters, Failed: failed, Revision: active.digest,
+		Result: encoded, Counters: &counters, Failed: failed, Revision: active.digest,
 	}))
-	if err != nil || !failed {
+	commit.Require = unchanged
+	if _, err := b.ledger.Commit(ctx, commit); err != nil || !failed {
 		return err
 	}
 	return b.endDevice(ctx, now, enrolled.ID.String(), "the device failed its appraisal")

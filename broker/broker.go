@@ -15,6 +15,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
@@ -101,6 +102,8 @@ type Broker struct {
 	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
+
+	draining atomic.Bool // no new work, please: what is under way is finished
 
 	activeMu sync.Mutex // guards active
 	active   *active

@@ -6,6 +6,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -429,6 +430,20 @@ func TestUpkeep(t *testing.T) {
 	}
 	if got := check(); got != healthpb.HealthCheckResponse_NOT_SERVING {
 		t.Errorf("a broker that can't sign its log is %s", got)
+	}
+	ailing := func() (names []string) {
+		for _, c := range a.Broker.Health(t.Context()) {
+			if c.Err != nil {
+				names = append(names, c.Name)
+			}
+		}
+		return names
+	}
+	if got := ailing(); !slices.Equal(got, []string{"log"}) {
+		t.Errorf("ailing: %v, want the log alone", got)
+	}
+	if a.Broker.Drain(); !slices.Equal(ailing(), []string{"serving", "log"}) {
+		t.Errorf("a broker that stops: %v", ailing())
 	}
 	if _, err := healthpb.NewHealthClient(w.Conn).List(t.Context(), &healthpb.HealthListRequest{}); status.Code(err) != codes.Unimplemented {
 		t.Error(err)

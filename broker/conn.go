@@ -101,6 +101,7 @@ type transport struct {
 	credentials.TransportCredentials
 	handshakes chan struct{}
 	wait       time.Duration
+	strangers  *connSlots
 }
 
 var errBusy = errors.New("too many TLS handshakes at once")
@@ -126,6 +127,11 @@ func (c *turn) Read(b []byte) (int, error) {
 
 // ServerHandshake implements credentials.TransportCredentials.
 func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	host := hostOf(raw.RemoteAddr())
+	if !t.strangers.take(host) {
+		return nil, nil, errBusy
+	}
+	defer t.strangers.free(host)
 	timer := time.NewTimer(t.wait)
 	defer timer.Stop()
 	select {
@@ -164,7 +170,7 @@ func (t *transport) ServerHandshake(raw net.Conn) (net.Conn, credentials.AuthInf
 
 // Clone implements credentials.TransportCredentials.
 func (t *transport) Clone() credentials.TransportCredentials {
-	return &transport{TransportCredentials: t.TransportCredentials.Clone(), handshakes: t.handshakes, wait: t.wait}
+	return &transport{TransportCredentials: t.TransportCredentials.Clone(), handshakes: t.handshakes, wait: t.wait, strangers: t.strangers}
 }
 
 // connOf returns the connection that a call came over, and the peer's address.

@@ -13,11 +13,14 @@ import (
 const (
 	enrolmentLife = 2 * time.Minute
 	maxEnrolments = 256
+	// enrolmentsEach is how many one caller may have begun: nobody uses them up for the others.
+	enrolmentsEach = 32
 )
 
 // begun is an enrolment whose device has not answered yet.
 type begun struct {
 	caller     string
+	kind       attest.Kind
 	principals []string
 	finish     func(answer []byte) (attest.Device, error)
 	until      time.Time
@@ -31,20 +34,31 @@ type enrolments struct {
 
 func newEnrolments() *enrolments { return &enrolments{all: map[string]begun{}} }
 
-func (e *enrolments) add(op operation, principals []string, finish func([]byte) (attest.Device, error)) (string, error) {
+func (e *enrolments) add(op operation, kind attest.Kind, principals []string, finish func([]byte) (attest.Device, error)) (string, error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	own := 0
 	for id, b := range e.all {
-		if !op.now.Before(b.until) {
+		switch {
+		case !op.now.Before(b.until):
 			delete(e.all, id)
+		case b.caller == op.id.String():
+			own++
 		}
 	}
-	if len(e.all) >= maxEnrolments {
-		return "", refuse(codes.ResourceExhausted, checkLimit, "%d enrolments are under way: try again in %s", maxEnrolments, enrolmentLife)
+	if len(e.all) >= maxEnrolments || own >= enrolmentsEach {
+		return "", refuse(codes.ResourceExhausted, checkLimit, "too many enrolments are under way: try again in %s", enrolmentLife)
 	}
 	id := event.NewID(op.now).String()
-	e.all[id] = begun{caller: op.id.String(), principals: principals, finish: finish, until: op.now.Add(enrolmentLife)}
+	e.all[id] = begun{caller: op.id.String(), kind: kind, principals: principals, finish: finish, until: op.now.Add(enrolmentLife)}
 	return id, nil
+}
+
+// kind is the kind of device that an enrolment is about; "" for an unknown one.
+func (e *enrolments) kind(id string) string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return string(e.all[id].kind)
 }
 
 // take removes and returns an enrolment, if op's caller began it.

@@ -57,7 +57,10 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	signals := b.signals(ctx, now, who, asked, device, target) // context
-	verdict := b.decide(ctx, active, signals)                  // risk and policy
+	verdict, err := b.decide(ctx, active, signals)             // risk and policy
+	if err != nil {
+		return nil, err
+	}
 	permit, denied := verdict.permit()
 	if denied != nil {
 		if reply, err := b.answered(ctx, now, who, asked, active); reply != nil || err != nil { // permitted before

@@ -30,6 +30,11 @@ const (
 	// maxHandshakes is how many TLS handshakes run at once, and handshakeWait how long one waits for its turn.
 	maxHandshakes = 32
 	handshakeWait = 3 * time.Second
+	// connectTime is how long a peer may take for its handshake; so many of them, over all and of one address,
+	// may be at it at once. What comes on top is closed: strangers who say nothing can't use up the connections.
+	connectTime         = 5 * time.Second
+	maxStrangers        = 2048
+	strangersPerAddress = 512
 	// maxAge is how long a connection lives, and ageGrace how long its calls may go on after that.
 	maxAge   = 3 * time.Minute
 	ageGrace = 30 * time.Second
@@ -41,11 +46,11 @@ const (
 func (b *Broker) GRPC() *grpc.Server {
 	creds := &transport{
 		TransportCredentials: credentials.NewTLS(certs.ServerTLS(b.source)),
-		handshakes:           make(chan struct{}, maxHandshakes), wait: handshakeWait,
+		handshakes:           make(chan struct{}, maxHandshakes), wait: handshakeWait, strangers: newConnSlots(maxStrangers, strangersPerAddress),
 	}
 	s := grpc.NewServer(
 		grpc.Creds(creds), grpc.NumStreamWorkers(workers), grpc.MaxConcurrentStreams(maxStreams),
-		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(10*time.Second),
+		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxHeaderListSize(maxHeaders), grpc.ConnectionTimeout(connectTime),
 		grpc.KeepaliveParams(keepalive.ServerParameters{
 			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: ageGrace, MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 10 * time.Second,
 		}),
@@ -172,10 +177,7 @@ func (l *limitListener) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		host, _, err := net.SplitHostPort(c.RemoteAddr().String())
-		if err != nil {
-			host = c.RemoteAddr().String()
-		}
+		host := hostOf(c.RemoteAddr())
 		if l.slots.take(host) {
 			return &slotConn{Conn: c, free: func() { l.slots.free(host) }}, nil
 		}

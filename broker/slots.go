@@ -38,6 +38,15 @@ func (s *connSlots) free(host string) {
 	}
 }
 
+// hostOf is the address without the port.
+func hostOf(a net.Addr) string {
+	host, _, err := net.SplitHostPort(a.String())
+	if err != nil {
+		return a.String()
+	}
+	return host
+}
+
 // slotConn gives its slot back once, when it is closed.
 type slotConn struct {
 	net.Conn

@@ -148,13 +148,17 @@ func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
 	return target{name: s.Name, seq: seq}, nil
 }
 
-// decide asks a revision, the active one.
-func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals) verdict {
+// decide asks a revision, the active one. A caller who went away in the meantime gets no verdict: it would count
+// against somebody who was denied nothing.
+func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals) (verdict, error) {
 	d := b.engine.Decide(ctx, active.revision, s)
+	if err := ctx.Err(); err != nil {
+		return verdict{}, err
+	}
 	if d.Fault != "" {
 		b.logger.Warn("policy gave no usable answer", "action", s.Action, "revision", active.digest.String(), "fault", d.Fault)
 	}
-	return verdict{decision: d, signals: s, active: active}
+	return verdict{decision: d, signals: s, active: active}, nil
 }
 
 // deny records a DENY or STEP_UP and says as much as the caller may know.

@@ -25,23 +25,62 @@ func (c *Client) kind() attest.Kind {
 }
 
 // Attest shows the device's evidence to the broker and returns the attestation result (JSON). Get does it by
-// itself when the policy asks for it. With a TPM, later envelopes are sealed to a key inside it.
+// itself when the policy asks for it. With a TPM, later envelopes are sealed to a key inside it. Calls that come
+// while one runs share its result.
 func (c *Client) Attest(ctx context.Context) ([]byte, error) {
-	c.attestMu.Lock()
-	defer c.attestMu.Unlock()
+	for {
+		c.attestMu.Lock()
+		running := c.attesting
+		if running == nil {
+			running = &attestation{done: make(chan struct{})}
+			c.attesting = running
+			c.attestMu.Unlock()
+			recipient, result, err := c.attest(ctx)
+			c.attestMu.Lock()
+			if err == nil {
+				c.recipient = recipient
+			}
+			c.attesting, running.result, running.err, running.left = nil, result, err, ctx.Err() != nil
+			c.attestMu.Unlock()
+			close(running.done)
+			return result, err
+		}
+		c.attestMu.Unlock()
+		select {
+		case <-running.done:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		if running.err == nil || !running.left {
+			return running.result, running.err
+		}
+		// The caller who ran it gave up: this one takes over.
+	}
+}
+
+// attestation is one that runs; the rest may be read once done is closed.
+type attestation struct {
+	done   chan struct{}
+	result []byte
+	err    error
+	left   bool // whoever ran it gave up, or its time was up
+}
+
+// attest shows the evidence, and returns the recipient key that it vouches for (nil: none).
+func (c *Client) attest(ctx context.Context) (*envelope.Recipient, []byte, error) {
 	kind := c.kind()
 	if kind == "" {
-		return nil, fmt.Errorf("%w: there is no device to attest: set %s to the TPM's address", ErrConfig, EnvTPM)
+		return nil, nil, fmt.Errorf("%w: there is no device to attest: set %s to the TPM's address", ErrConfig, EnvTPM)
 	}
 	evidence := devEvidence
 	var recipient *envelope.Recipient
 	if c.tpm != nil {
 		key, err := c.tpm.NewRecipientKey(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("make a recipient key in the TPM: %w", err)
+			return nil, nil, fmt.Errorf("make a recipient key in the TPM: %w", err)
 		}
 		if recipient, err = envelope.NewHardwareRecipient(envelope.SuiteHybridP256(), key); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		evidence = func(ctx context.Context, c *Client, b attest.Binding) (string, []byte, error) {
 			b.RecipientKey = key.PublicKey().Bytes()
@@ -60,10 +99,9 @@ func (c *Client) Attest(ctx context.Context) ([]byte, error) {
 		return out, nil
 	}, c.broker.Attest)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	c.recipient = recipient
-	return reply.GetResult(), nil
+	return recipient, reply.GetResult(), nil
 }
 
 // devEvidence is the evidence of the development device.

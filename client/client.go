@@ -106,11 +106,13 @@ type Client struct {
 	bindingOf   *x509.Certificate
 	bindingEnds time.Time
 
-	attestMu  sync.Mutex // held while attesting; guards recipient
+	attestMu  sync.Mutex // guards what follows
 	recipient *envelope.Recipient
+	attesting *attestation // the one that runs, or nil
 
 	seenMu     sync.Mutex // guards what follows
 	checkpoint []byte
+	seen       proofs.Checkpoint // checkpoint, where there is a LogKey to check it with
 	keySet     *envelope.KeySet
 
 	run  context.Context
@@ -212,7 +214,8 @@ func (c *Client) ID() spiffeid.ID { return c.source.ID() }
 // Conn returns the connection to the broker, for the services of the operator's side.
 func (c *Client) Conn() *grpc.ClientConn { return c.conn }
 
-// Checkpoint returns the newest signed tree head that the broker showed, or nil.
+// Checkpoint returns the newest signed tree head that the broker showed, or nil. Without Config.LogKey nobody
+// has checked it.
 func (c *Client) Checkpoint() []byte {
 	c.seenMu.Lock()
 	defer c.seenMu.Unlock()

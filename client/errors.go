@@ -1,6 +1,7 @@
 package client
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (r *Refusal) Error() string {
 	return b.String()
 }
 
-// Is makes a Refusal one of the package's sentinels, by its code.
+// Is makes a Refusal one of the package's sentinels, or the context's error, by its code.
 func (r *Refusal) Is(target error) bool {
 	switch r.Code {
 	case codes.PermissionDenied:
@@ -70,6 +71,10 @@ func (r *Refusal) Is(target error) bool {
 		return target == ErrEnded
 	case codes.InvalidArgument, codes.AlreadyExists, codes.Unimplemented, codes.OutOfRange:
 		return target == ErrInvalid
+	case codes.Canceled:
+		return target == ErrUnavailable || target == context.Canceled
+	case codes.DeadlineExceeded:
+		return target == ErrUnavailable || target == context.DeadlineExceeded
 	default:
 		return target == ErrUnavailable
 	}

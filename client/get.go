@@ -73,6 +73,14 @@ func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption
 	if err != nil {
 		return nil, err
 	}
+	if got := opened.Context.SecretVersion; ask.GetVersion() != 0 && got != uint64(ask.GetVersion()) {
+		opened.Wipe()
+		return nil, fmt.Errorf("%w: version %d was asked for, and the envelope holds %d", ErrVerification, ask.GetVersion(), got)
+	}
+	if err := c.see(reply.GetCheckpoint()); err != nil {
+		opened.Wipe()
+		return nil, err
+	}
 	s := c.newSecret(name, reply, opened)
 	if err := c.acknowledge(ctx, s, opened); err != nil {
 		if reply.GetReceiptRequired() {
@@ -136,12 +144,33 @@ func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened
 	copy(s.replySalt[:], reply.GetReplySalt())
 	copy(s.leafEvent[:], reply.GetLeafEventCommitment())
 	s.replyDigest = sha256.Sum256(reply.GetEnvelope())
+	return s
+}
+
+// see keeps the newest checkpoint that the broker showed. With Config.LogKey it is checked first: that the log's
+// key signed it, and that two of one size are the same tree. Replies overtake each other, so an older one is
+// no fault; VerifyInclusion and `bulla audit verify --against` compare trees of different size.
+func (c *Client) see(raw []byte) error {
+	if len(raw) == 0 {
+		return nil
+	}
 	c.seenMu.Lock()
 	defer c.seenMu.Unlock()
-	if len(reply.GetCheckpoint()) > 0 {
-		c.checkpoint = reply.GetCheckpoint()
+	if c.cfg.LogKey.IsZero() {
+		c.checkpoint = raw
+		return nil
 	}
-	return s
+	at, err := c.cfg.LogKey.Open(raw)
+	if err != nil {
+		return fmt.Errorf("%w: the broker's checkpoint: %w", ErrVerification, err)
+	}
+	if at.Size == c.seen.Size && at != c.seen {
+		return fmt.Errorf("%w: the broker showed two trees of %d entries: keep both checkpoints and tell the auditor", ErrVerification, at.Size)
+	}
+	if at.Size > c.seen.Size {
+		c.checkpoint, c.seen = raw, at
+	}
+	return nil
 }
 
 // suiteName is the suite that stands in the signed context.

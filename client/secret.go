@@ -114,13 +114,17 @@ func (s *Secret) zero() {
 }
 
 // VerifyInclusion asks the log for the proof that this delivery is in it, as it was delivered, and checks it
-// with Config.LogKey. A broker that left the delivery out can't answer.
+// with Config.LogKey, and that the tree extends the newest one that this client has seen. A broker that left the
+// delivery out, or began another log, can't answer.
 func (s *Secret) VerifyInclusion(ctx context.Context) (proofs.Checkpoint, error) {
 	c := s.client
 	if c.cfg.LogKey.IsZero() {
 		return proofs.Checkpoint{}, fmt.Errorf("%w: no LogKey: it is in the broker's log.pub", ErrConfig)
 	}
-	reply, err := c.audit.Prove(ctx, &bullav1.ProveRequest{Index: s.LogIndex})
+	c.seenMu.Lock()
+	older, seen := c.checkpoint, c.seen
+	c.seenMu.Unlock()
+	reply, err := c.audit.Prove(ctx, &bullav1.ProveRequest{Index: s.LogIndex, OldSize: seen.Size})
 	if err != nil {
 		return proofs.Checkpoint{}, FromStatus(err)
 	}
@@ -133,5 +137,14 @@ func (s *Secret) VerifyInclusion(ctx context.Context) (proofs.Checkpoint, error)
 	if err != nil {
 		return proofs.Checkpoint{}, fmt.Errorf("%w: %w", ErrVerification, err)
 	}
-	return at, nil
+	if seen.Size > 0 {
+		consistency, err := proofs.ParseConsistencyProof(reply.GetConsistency())
+		if err == nil {
+			_, err = proofs.VerifyConsistency(older, reply.GetCheckpoint(), c.cfg.LogKey, consistency)
+		}
+		if err != nil {
+			return proofs.Checkpoint{}, fmt.Errorf("%w: the log does not extend the one of %d entries that the broker showed before: %w", ErrVerification, seen.Size, err)
+		}
+	}
+	return at, c.see(reply.GetCheckpoint())
 }

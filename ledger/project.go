@@ -247,8 +247,13 @@ func (p projection) appraised(b event.AttestationAppraised) error {
 	if b.Principal == "" || b.Instance == "" || b.Device == "" {
 		return refuse("appraisal of instance %q of %q on device %q: all three are needed", b.Instance, b.Principal, b.Device)
 	}
-	if len(b.Counters) > 0 {
-		if err := put(p, KindDeviceCounter, b.Device, DeviceCounter{b.Device, b.Counters, p.time}); err != nil {
+	if b.Counters != nil {
+		// Two appraisals may come in another order than their quotes were made.
+		seen, _, err := get[DeviceCounter](p, KindDeviceCounter, b.Device)
+		if err != nil {
+			return err
+		}
+		if err := put(p, KindDeviceCounter, b.Device, DeviceCounter{b.Device, seen.Counters.Later(*b.Counters), p.time}); err != nil {
 			return err
 		}
 	}

@@ -250,8 +250,12 @@ func TestProjectDevices(t *testing.T) {
 	if before != after || string(d.Record) != `{"kind":"tpm2"}` {
 		t.Errorf("an appraisal changed the device's row: %d → %d, %s", before, after, d.Record)
 	}
-	if c, seq := row[ledger.DeviceCounter](t, tab, ledger.KindDeviceCounter, storetest.Device); seq != tab.index || string(c.Counters) != `{"clock":2}` {
-		t.Errorf("counters %s at %d", c.Counters, seq)
+	if c, seq := row[ledger.DeviceCounter](t, tab, ledger.KindDeviceCounter, storetest.Device); seq != tab.index || c.Counters.Clock != 2 {
+		t.Errorf("counters %v at %d", c.Counters, seq)
+	}
+	tab.must(t, storetest.Appraisal(1).Event) // quoted before the other, and verified after it
+	if c, _ := row[ledger.DeviceCounter](t, tab, ledger.KindDeviceCounter, storetest.Device); c.Counters.Clock != 2 {
+		t.Errorf("an earlier quote took the counters back to %v", c.Counters)
 	}
 	plain := storetest.Appraisal(3).Event.Body.(event.AttestationAppraised)
 	plain.Counters = nil
@@ -307,7 +311,7 @@ func TestProjectOfDecodedEvents(t *testing.T) {
 		storetest.Plain("", event.DeviceEnrolled{Device: "d2", Record: json.RawMessage("{ \"a\" : [1, 2], \"b\": \"<\u2028>\" }")}),
 		storetest.Plain("", event.DeviceEnrolled{Device: "d3"}),
 		storetest.Plain("", event.InstanceBound{Principal: "p", Instance: "i"}),
-		storetest.Plain("", event.AttestationAppraised{Principal: "p", Instance: "i", Device: "d2", Counters: json.RawMessage("null")}),
+		storetest.Plain("", event.AttestationAppraised{Principal: "p", Instance: "i", Device: "d2", Result: json.RawMessage("null")}),
 		storetest.Plain("", event.SessionRevoked{Session: storetest.SessionOf(c), Reason: "\x00 <a&b> \u2028"}),
 	)
 	for _, c := range commits {

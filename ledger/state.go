@@ -41,9 +41,9 @@ type Device struct {
 // DeviceCounter is the projection of a device's newest authentic evidence: the TPM's clock values that the
 // next evidence must not fall behind.
 type DeviceCounter struct {
-	Device   string          `json:"device"`
-	Counters json.RawMessage `json:"counters"`
-	At       event.Time      `json:"at"`
+	Device   string               `json:"device"`
+	Counters event.DeviceCounters `json:"counters"`
+	At       event.Time           `json:"at"`
 }
 
 // Passport is the projection of the newest appraisal for an instance of a principal.

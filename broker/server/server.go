@@ -238,6 +238,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	case <-ctx.Done():
 	case err = <-failed:
 	}
+	s.Broker.Drain()
 	s.stopServing()
 	stop()
 	for range cap(done) {

@@ -83,16 +83,31 @@ type DeviceRevoked struct {
 }
 
 // AttestationAppraised records authentic evidence and what was made of it; Result is the canonical JSON
-// of attest.Result. Counters are the TPM's clock values that the next evidence must not fall behind. Failed says
+// of attest.Result. Counters are what the evidence showed; the next must not fall behind the latest ever shown. Failed says
 // that the device is contraindicated: every earlier appraisal of it is void with that.
 type AttestationAppraised struct {
 	Principal string          `json:"principal"`
 	Instance  string          `json:"instance"`
 	Device    string          `json:"device"`
 	Result    json.RawMessage `json:"result"`
-	Counters  json.RawMessage `json:"counters,omitempty"`
+	Counters  *DeviceCounters `json:"counters,omitempty"`
 	Failed    bool            `json:"failed,omitempty"`
 	Revision  Digest          `json:"revision"`
+}
+
+// DeviceCounters are a device's own notion of time, as a TPM quotes it (TPM 2.0 Part 2, TPMS_CLOCK_INFO).
+type DeviceCounters struct {
+	ResetCount   uint32 `json:"reset_count"`
+	RestartCount uint32 `json:"restart_count"`
+	Clock        uint64 `json:"clock"` // milliseconds
+}
+
+// Later gives the later of c and next.
+func (c DeviceCounters) Later(next DeviceCounters) DeviceCounters {
+	if next.ResetCount > c.ResetCount || next.ResetCount == c.ResetCount && next.Clock > c.Clock {
+		return next
+	}
+	return c
 }
 
 // AttestationRefused records evidence that was not authentic. It changes nothing: anybody can make it up.

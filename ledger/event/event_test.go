@@ -201,3 +201,17 @@ func FuzzParseID(f *testing.F) {
 		}
 	})
 }
+
+func TestCountersGrow(t *testing.T) {
+	seen := DeviceCounters{ResetCount: 5, RestartCount: 1, Clock: 100}
+	for _, c := range []struct{ next, want DeviceCounters }{
+		{DeviceCounters{ResetCount: 5, RestartCount: 1, Clock: 99}, seen},
+		{DeviceCounters{ResetCount: 4, RestartCount: 9, Clock: 900}, seen},
+		{DeviceCounters{ResetCount: 5, RestartCount: 1, Clock: 101}, DeviceCounters{ResetCount: 5, RestartCount: 1, Clock: 101}},
+		{DeviceCounters{ResetCount: 6}, DeviceCounters{ResetCount: 6}},
+	} {
+		if got := seen.Later(c.next); got != c.want {
+			t.Errorf("after %v: %v, want %v", c.next, got, c.want)
+		}
+	}
+}

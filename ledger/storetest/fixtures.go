@@ -150,9 +150,8 @@ func SecretVersion(name string, version uint32) ledger.Commit {
 
 // Appraisal is fresh evidence of Device for Instance.
 func Appraisal(clock int) ledger.Commit {
-	counters, _ := json.Marshal(map[string]int{"clock": clock})
 	return Plain(Principal, event.AttestationAppraised{
-		Principal: Principal, Instance: Instance, Device: Device, Result: json.RawMessage(`{"status":"affirming"}`), Counters: counters,
+		Principal: Principal, Instance: Instance, Device: Device, Result: json.RawMessage(`{"status":"affirming"}`), Counters: &event.DeviceCounters{Clock: uint64(clock)},
 	})
 }
 

@@ -155,10 +155,10 @@ func TestAbuse_A19_context_swap(t *testing.T) {
 	r := rig.Start(t, rig.Config{})
 	x := newFalseBroker(t, r)
 	c := r.Client("workload", func(c *client.Config) { c.Address = x.addr })
-	ask := func() (*client.Secret, error) {
+	ask := func(opts ...client.GetOption) (*client.Secret, error) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
-		return c.Get(ctx, "demo/hello")
+		return c.Get(ctx, "demo/hello", opts...)
 	}
 	s, err := ask()
 	if err != nil || s.Receipt != "confirmed" {
@@ -189,6 +189,16 @@ func TestAbuse_A19_context_swap(t *testing.T) {
 			}
 		})
 	}
+	t.Run("another version than the one asked for", func(t *testing.T) {
+		x.set(nil, nil)
+		receipts := x.receipts.Load()
+		if s, err := ask(client.WithVersion(2)); s != nil || !errors.Is(err, client.ErrVerification) || x.receipts.Load() != receipts {
+			t.Errorf("%v, %v, %d receipts", s, err, x.receipts.Load()-receipts)
+		}
+		if _, err := ask(client.WithVersion(1)); err != nil {
+			t.Errorf("the version asked for: %v", err)
+		}
+	})
 	t.Run("the envelope of the request before", func(t *testing.T) {
 		x.set(nil, x.last())
 		if s, err := ask(); s != nil || !errors.Is(err, client.ErrVerification) {

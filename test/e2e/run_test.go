@@ -61,10 +61,11 @@ func (e environment) list(t testing.TB) []string {
 
 // command is one run of the binary.
 type command struct {
-	env   environment
-	stdin []byte
-	dir   string
-	args  []string
+	env    environment
+	stdin  []byte
+	dir    string
+	args   []string
+	binary string // "" is the one that is tested
 }
 
 // result is how it went.
@@ -80,7 +81,10 @@ func (c command) bulla(t testing.TB) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, xtest.Binary(t), c.args...)
+	if c.binary == "" {
+		c.binary = xtest.Binary(t)
+	}
+	cmd := exec.CommandContext(ctx, c.binary, c.args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(c.stdin), &stdout, &stderr
 	cmd.Env, cmd.Dir = c.env.list(t), c.dir

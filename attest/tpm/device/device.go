@@ -41,7 +41,8 @@ var (
 )
 
 const (
-	connectWait = 10 * time.Second       // how long a socket may be absent or busy
+	connectWait = 10 * time.Second       // how long a socket may be busy
+	absentWait  = time.Second            // how long it may be absent: a software TPM that is started again
 	retryPause  = 20 * time.Millisecond  // between attempts to connect
 	answerWait  = 30 * time.Second       // for one operation, its turn in the queue included
 	maxResponse = 8 << 10                // bytes
@@ -119,6 +120,7 @@ func (t *TPM) connect(ctx context.Context) (transport.TPMCloser, error) {
 	}
 	wait, cancel := context.WithTimeout(ctx, connectWait)
 	defer cancel()
+	begun := time.Now()
 	for {
 		c, err := new(net.Dialer).DialContext(wait, "unix", t.path)
 		if err == nil {
@@ -126,6 +128,9 @@ func (t *TPM) connect(ctx context.Context) (transport.TPMCloser, error) {
 		}
 		if !errors.Is(err, syscall.EAGAIN) && !errors.Is(err, syscall.ECONNREFUSED) && !errors.Is(err, fs.ErrNotExist) {
 			return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		}
+		if errors.Is(err, fs.ErrNotExist) && time.Since(begun) > absentWait {
+			return nil, fmt.Errorf("%w: there is no socket %s: is swtpm running?", ErrUnavailable, t.path)
 		}
 		select {
 		case <-wait.Done():
