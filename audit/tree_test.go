@@ -60,6 +60,9 @@ func sizesUpTo(n int, more ...int) []int {
 // every pair, each confirmed by two other implementations.
 func TestTree(t *testing.T) {
 	sizes := sizesUpTo(70, 255, 256, 257, 511, 512, 513)
+	if testing.Short() {
+		sizes = sizesUpTo(9, 255, 256, 257)
+	}
 	g := grow(t, sizes)
 	witness := newOracle(t, g)
 	for _, size := range sizes {
