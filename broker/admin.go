@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"time"
 
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 
 	"github.com/bulla-project/bulla/ledger"
@@ -111,7 +112,9 @@ func (b *Broker) answer(ctx context.Context, who caller, err error) error {
 	if errors.Is(err, context.Canceled) && ctx.Err() != nil || errors.Is(err, ledger.ErrPrecondition) || errors.Is(err, ledger.ErrLimit) {
 		level = slog.LevelInfo // the caller has gone, was overtaken twice, or met a limit: nothing is wrong here
 	}
-	b.logger.Log(ctx, level, "call failed", "spiffe_id", who.id.String(), "caller_addr", who.addr.String(), "error", err)
+	method, _ := grpc.Method(ctx)
+	b.logger.Log(ctx, level, "call failed", "method", method, "spiffe_id", who.id.String(), "trust_domain_id", who.id.TrustDomain().IDString(),
+		"caller_addr", who.addr.String(), "error", err)
 	r = fromLedger(err)
 	r.nonce = who.conn.next()
 	return r
