@@ -59,6 +59,8 @@ func (h *history) applySessions(e event.Event) error {
 		return h.apply(b.Session, e)
 	case event.SessionClosed:
 		return h.apply(b.Session, e)
+	case event.SessionUsed:
+		return h.apply(b.Session, e)
 	case event.SessionsExpired:
 		return h.applyAll(b.Sessions, e)
 	case event.SessionsUnconfirmed:

@@ -27,6 +27,7 @@ import (
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/keyring"
+	"github.com/bulla-project/bulla/keyring/epoch"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
@@ -102,6 +103,7 @@ type Broker struct {
 	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
+	epochs    epoch.Keys // of the use shares of gated sessions
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 

@@ -37,6 +37,8 @@ type request struct {
 	id       string
 	nonce    [32]byte
 	payload  []byte
+	// signature is the instance key's, over all of that.
+	signature []byte
 }
 
 // caller says who is calling: the peer's certificate is judged against the bundle as it is now, at each
@@ -97,7 +99,7 @@ func (b *Broker) request(ctx context.Context, now time.Time, method string, in *
 	if err != nil {
 		return request{}, b.reject(ctx, now, who, method, p.GetInstance(), checkProof, "the request's signature does not verify for this connection")
 	}
-	return request{caller: who, method: method, instance: inst, id: p.GetRequestId(), nonce: nonce, payload: in.GetPayload()}, nil
+	return request{caller: who, method: method, instance: inst, id: p.GetRequestId(), nonce: nonce, payload: in.GetPayload(), signature: p.GetSignature()}, nil
 }
 
 // reject records a call that failed before any policy was asked, and says so to the caller.

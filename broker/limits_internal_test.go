@@ -7,6 +7,7 @@ import (
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/bulla-project/bulla/keyring/epoch"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -68,7 +69,7 @@ func TestRateLimitIsSharedByItsKey(t *testing.T) {
 			}},
 			signals: policy.Signals{Principal: policy.Principal{ID: principal}},
 		}}
-		got, unmet := p.terms(noon, ask{}, device{})
+		got, unmet := p.terms(noon, ask{}, device{}, target{}, new(epoch.Keys))
 		if unmet != "" || len(got.counters) != 1 {
 			t.Fatalf("%q, %+v", unmet, got.counters)
 		}

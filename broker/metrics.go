@@ -9,8 +9,8 @@ import (
 
 // metrics counts outcomes. No label ever holds a name, a principal or anything else that a peer chooses.
 type metrics struct {
-	registry                                 *prometheus.Registry
-	deliveries, denials, refusals, sweptDone prometheus.Counter
+	registry                                       *prometheus.Registry
+	deliveries, uses, denials, refusals, sweptDone prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -21,6 +21,7 @@ func newMetrics() *metrics {
 		return c
 	}
 	m.deliveries = counter("deliveries_total", "Envelopes that left the broker.")
+	m.uses = counter("uses_total", "Shares of gated sessions that left the broker.")
 	m.denials = counter("denials_total", "Calls that the policy did not permit.")
 	m.refusals = counter("refusals_total", "Calls that a limiter refused.")
 	m.sweptDone = counter("sessions_swept_total", "Sessions that the sweeper ended or marked.")

@@ -56,8 +56,8 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	signals := b.signals(ctx, now, who, asked, device, target) // context
-	verdict, err := b.decide(ctx, active, signals)             // risk and policy
+	signals := b.signals(ctx, now, who, asked, recipient(device, asked), device, target) // context
+	verdict, err := b.decide(ctx, active, signals)                                       // risk and policy
 	if err != nil {
 		return nil, err
 	}
@@ -68,7 +68,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		}
 		return nil, b.deny(ctx, now, who, denied, target)
 	}
-	terms, unmet := permit.terms(now, asked, device) // obligations
+	terms, unmet := permit.terms(now, asked, device, target, &b.epochs) // obligations
 	if unmet != "" {
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
@@ -91,15 +91,16 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	reply := &bullav1.DeliverReply{
 		Envelope: sealed.Bytes, SessionId: sealed.Context.Session, Risk: riskReply(terms.decision.Risk),
 		Policy:      &bullav1.PolicyRef{Revision: terms.active.sequence, Digest: terms.active.digest.String()},
-		Attestation: device.encoded, ExpiresAt: timestamppb.New(terms.expires), Grade: string(envelope.GradeOpen),
+		Attestation: device.encoded, ExpiresAt: timestamppb.New(terms.expires), Grade: string(terms.grade),
 		Uses: terms.uses, UsesEnforcedBy: sealed.Context.UsesEnforcedBy, ReceiptRequired: !terms.receiptBy.IsZero(),
 	}
 	issued := event.New(now, who.caller.id.String(), event.SessionIssued{
 		Session: session, Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: device.id,
-		Secret: asked.name.String(), Version: target.version.Version, Class: target.secret.Class, Grade: string(envelope.GradeOpen),
+		Secret: asked.name.String(), Version: target.version.Version, Class: target.secret.Class, Grade: string(terms.grade),
 		Suite: asked.recipient.Suite().String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
-		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Decision: terms.record(who.id),
+		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, InHardware: terms.signals.Recipient.InHardware,
+		Decision: terms.record(who.id),
 	})
 	reply.EventId = issued.ID.String()
 	stored, err := proto.Marshal(reply)

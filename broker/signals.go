@@ -10,12 +10,12 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/bulla-project/bulla/attest"
-	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/policy"
 )
 
-// signals gathers the raw facts of a delivery. Nothing here judges them.
-func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked ask, d device, t target) policy.Signals {
+// signals gathers the raw facts of a delivery, or of a use, which is one as far as policy is concerned. Nothing here
+// judges them.
+func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked ask, to policy.Recipient, d device, t target) policy.Signals {
 	level := policy.LevelBasic
 	if d.id != "" && d.result.HardwareBound() {
 		level = policy.LevelHighAssurance
@@ -24,7 +24,7 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 		Now: now.UnixMicro(), Action: policy.ActionDeliver, Principal: b.principal(who.caller, level), Instance: who.instance.thumbprint,
 		Resource: policy.Resource{Kind: policy.KindSecret, Secret: secretFacts(t)}, Attestation: attestationFacts(d),
 		Network:   network(who.caller),
-		Recipient: &policy.Recipient{Suite: int64(asked.recipient.Suite().Number()), InHardware: hardwareRecipient(d, asked)},
+		Recipient: &to,
 		History:   b.history.signals(ctx, who.caller.id.String(), d.id, t.name, now),
 		Request:   policy.Request{Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second)},
 	}
@@ -65,8 +65,8 @@ func secretFacts(t target) *policy.Secret {
 	s := &policy.Secret{Name: t.name, Exists: t.exists, Exposure: "none"}
 	if t.exists {
 		s.Class, s.Version = t.secret.Class, int64(t.version.Version)
-		if t.version.Exposed {
-			s.Exposure = string(envelope.GradeOpen)
+		if t.version.Exposure != "" {
+			s.Exposure = t.version.Exposure
 		}
 	}
 	return s
@@ -85,6 +85,11 @@ func attestationFacts(d device) *policy.Attestation {
 		out.Reasons = append(out.Reasons, reason.Claim+": "+reason.Text)
 	}
 	return out
+}
+
+// recipient is the key that an envelope is asked for.
+func recipient(d device, asked ask) policy.Recipient {
+	return policy.Recipient{Suite: int64(asked.recipient.Suite().Number()), InHardware: hardwareRecipient(d, asked)}
 }
 
 // hardwareRecipient says whether the envelope would be sealed to the very key that the device certified.

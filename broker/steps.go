@@ -255,17 +255,24 @@ func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target,
 	if len(d.encoded) > 0 {
 		attestation = envelope.DigestOf(d.encoded)
 	}
-	enforcer := ""
-	if terms.uses > 0 {
-		enforcer = envelope.UsesByClient
+	session := event.NewID(now).String()
+	if terms.grade == envelope.GradeGated {
+		shares, err := b.epochs.Shares(now, terms.epoch, session)
+		if err != nil {
+			return envelope.Sealed{}, err
+		}
+		if value, err = envelope.Gate(value, session, terms.uses, func(number uint32) envelope.Share { return shares(number) }); err != nil {
+			return envelope.Sealed{}, err
+		}
+		defer value.Zero()
 	}
 	return envelope.Seal(envelope.SealInput{
 		Recipient: asked.recipient, Secret: value,
 		Context: envelope.Context{
-			Session: event.NewID(now).String(), Request: who.id, Issuer: b.id.String(), Subject: who.caller.id.String(),
+			Session: session, Request: who.id, Issuer: b.id.String(), Subject: who.caller.id.String(),
 			Instance: who.instance.thumbprint, Audience: who.caller.id.String(), Secret: b.ring.NameHash(t.name),
 			SecretVersion: uint64(t.version.Version), IssuedAt: now.Unix(), NotBefore: now.Unix(), Expires: terms.expires.Unix(),
-			Grade: envelope.GradeOpen, Uses: uint64(terms.uses), UsesEnforcedBy: enforcer, Places: []string{},
+			Grade: terms.grade, Uses: uint64(terms.uses), UsesEnforcedBy: terms.enforcer(), Places: []string{},
 			Revision: envelope.Digest(terms.active.digest), RiskScore: terms.decision.Risk.Score, RiskModel: model,
 			Attestation: attestation, Channel: who.conn.exporter, LogOrigin: b.origin,
 		},

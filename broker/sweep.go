@@ -16,6 +16,7 @@ const sweepChunk = 250
 // that were counted. Run calls it once a second; it is exported for tests with a clock of their own.
 func (b *Broker) Sweep(ctx context.Context) error {
 	now := b.now()
+	b.epochs.Sweep(now)
 	for {
 		due, err := b.ledger.Sessions(ctx, ledger.SessionQuery{ExpiresBefore: now, Max: sweepChunk})
 		if err != nil {
@@ -91,6 +92,9 @@ func (b *Broker) endDevices(ctx context.Context) error {
 func (b *Broker) Run(ctx context.Context) {
 	if err := b.endDevices(ctx); err != nil && ctx.Err() == nil {
 		b.logger.Error("sessions of revoked devices could not be ended", "error", err)
+	}
+	if err := b.endEpochs(ctx); err != nil && ctx.Err() == nil {
+		b.logger.Error("gated sessions from before the start could not be ended", "error", err)
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/keyring/epoch"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/risk"
@@ -19,20 +21,41 @@ const freshFor = 367 * 24 * time.Hour
 // terms are the limits under which a permit is delivered.
 type terms struct {
 	permit
+	grade     envelope.Grade // open or gated
 	expires   time.Time
 	receiptBy time.Time // zero: no receipt is demanded
 	uses      uint32    // 0: not counted
+	epoch     string    // of the use shares, at grade gated
 	counters  []ledger.Counter
 }
 
-// terms turns the obligations of a permit into limits. What the broker can't keep at the demanded grade
-// makes the permit void, and unmet says what it was.
-func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string) {
+// enforcer is who counts the uses.
+func (t terms) enforcer() string {
+	switch {
+	case t.uses == 0:
+		return ""
+	case t.grade == envelope.GradeGated:
+		return envelope.UsesByBroker
+	}
+	return envelope.UsesByClient
+}
+
+// terms turns the obligations of a permit into limits, at the hardest grade that one of them, or the caller,
+// demands. What the broker can't keep at that grade makes the permit void, and unmet says what it was.
+func (p permit) terms(now time.Time, asked ask, d device, target target, epochs *epoch.Keys) (t terms, unmet string) {
 	o := p.decision.Obligations
-	if unmet := ungraded(o, asked); unmet != "" {
+	grade, unmet := demanded(o)
+	if unmet != "" {
 		return terms{}, unmet
 	}
+	if g := envelope.Grade(asked.grade); g == envelope.GradeProxied || g == envelope.GradeLeased {
+		return terms{}, fmt.Sprintf("grade %s was asked for, and this broker delivers at grade open or gated", g)
+	} else if g == envelope.GradeGated {
+		grade = g
+	}
 	switch {
+	case grade == envelope.GradeGated && target.version.Exposure == string(envelope.GradeOpen):
+		return terms{}, "this version was released at grade open before, and gated would claim more than holds: put a new version"
 	case o.TimeBound == nil:
 		return terms{}, "the policy permits without a time bound, and nothing is released for ever"
 	case o.QuantumResistant != nil && !asked.recipient.Suite().PostQuantum():
@@ -40,22 +63,23 @@ func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string
 	case o.ForwardSecrecy != nil && d.result.Keys.RecipientInHardware && hardwareRecipient(d, asked):
 		return terms{}, "the policy demands a fresh recipient key, and this one lives in hardware"
 	}
-	t = terms{permit: p, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
+	t = terms{permit: p, grade: grade, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
 	if o.UsageLimit != nil && (t.uses == 0 || int64(t.uses) > o.UsageLimit.MaxUses) {
 		t.uses = uint32(min(o.UsageLimit.MaxUses, 1<<31))
 	}
 	if o.ReceiptRequired != nil {
 		t.receiptBy = now.Add(time.Duration(o.ReceiptRequired.WithinSeconds) * time.Second)
 	}
-	if r := o.RateLimit; r != nil {
-		length, who := time.Duration(r.WindowSeconds)*time.Second, "key/"+r.Key // all who share the key share the limit
-		if r.Key == "" {
-			who = "principal/" + p.signals.Principal.ID
+	if grade == envelope.GradeGated {
+		if t.uses == 0 || t.uses > envelope.MaxUses {
+			t.uses = envelope.MaxUses
 		}
-		t.counters = append(t.counters, ledger.Counter{
-			Key: "rate/" + who, Window: now.Truncate(length), Length: length, Max: uint32(min(r.Max, 1<<31)),
-		})
+		var end time.Time
+		if t.epoch, end = epochs.Current(now); end.Before(t.expires) {
+			t.expires = end.Truncate(time.Second)
+		}
 	}
+	t.counters = p.rate(now)
 	if o.ForwardSecrecy != nil {
 		t.counters = append(t.counters, ledger.Counter{
 			Key: "recipient/" + asked.recipient.Digest().String(), Window: time.Unix(0, 0), Length: now.Add(freshFor).Sub(time.Unix(0, 0)), Max: 1,
@@ -64,8 +88,22 @@ func (p permit) terms(now time.Time, asked ask, d device) (t terms, unmet string
 	return t, ""
 }
 
-// ungraded names the first obligation that asks for a grade, or a measure, that is not there.
-func ungraded(o policy.Obligations, asked ask) string {
+// rate is the counter of a rate limit, which deliveries and gated uses share.
+func (p permit) rate(now time.Time) []ledger.Counter {
+	r := p.decision.Obligations.RateLimit
+	if r == nil {
+		return nil
+	}
+	length, who := time.Duration(r.WindowSeconds)*time.Second, "key/"+r.Key // all who share the key share the limit
+	if r.Key == "" {
+		who = "principal/" + p.signals.Principal.ID
+	}
+	return []ledger.Counter{{Key: "rate/" + who, Window: now.Truncate(length), Length: length, Max: uint32(min(r.Max, 1<<31))}}
+}
+
+// demanded is the hardest grade that an obligation asks for, of those that are there; unmet names the first
+// obligation that asks for another one, or for a measure that is not there.
+func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 	grades := []struct {
 		name  string
 		set   bool
@@ -78,20 +116,23 @@ func ungraded(o policy.Obligations, asked ask) string {
 		{"quantum_resistant", o.QuantumResistant != nil, gradeOf(o.QuantumResistant, func(v *policy.QuantumResistant) policy.Grade { return v.Grade })},
 		{"receipt_required", o.ReceiptRequired != nil, gradeOf(o.ReceiptRequired, func(v *policy.ReceiptRequired) policy.Grade { return v.Grade })},
 	}
+	grade = envelope.GradeOpen
 	for _, g := range grades {
-		if g.set && g.grade != policy.GradeOpen {
-			return fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open", g.name, g.grade)
+		switch {
+		case !g.set || g.grade == policy.GradeOpen:
+		case g.grade == policy.GradeGated:
+			grade = envelope.GradeGated
+		default:
+			return "", fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open or gated", g.name, g.grade)
 		}
 	}
 	switch {
 	case o.GeoRestriction != nil:
-		return "the policy demands geo_restriction, and this broker has no source of places"
+		return "", "the policy demands geo_restriction, and this broker has no source of places"
 	case o.SplitKnowledge != nil:
-		return "the policy demands split_knowledge, which this broker can't enforce"
-	case asked.grade != "" && asked.grade != string(policy.GradeOpen):
-		return fmt.Sprintf("grade %s was asked for, and this broker delivers at grade open", asked.grade)
+		return "", "the policy demands split_knowledge, which this broker can't enforce"
 	}
-	return ""
+	return grade, ""
 }
 
 func gradeOf[T any](v *T, grade func(*T) policy.Grade) policy.Grade {

@@ -29,6 +29,12 @@ func WithTTL(d time.Duration) GetOption {
 	return func(r *bullav1.DeliverRequest) { r.TtlSeconds = uint32(min(max(d/time.Second, 1), 1<<31)) }
 }
 
+// WithGrade asks for limits that are at least as hard as grade says: "open", or "gated", where each use takes a share
+// that the broker counts. What policy demands holds whatever is asked.
+func WithGrade(grade string) GetOption {
+	return func(r *bullav1.DeliverRequest) { r.Grade = grade }
+}
+
 // WithUses asks for a session of at most n uses.
 func WithUses(n uint32) GetOption {
 	return func(r *bullav1.DeliverRequest) { r.MaxUses = n }
@@ -81,7 +87,11 @@ func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption
 		opened.Wipe()
 		return nil, err
 	}
-	s := c.newSecret(name, reply, opened)
+	s, err := c.newSecret(name, reply, opened)
+	if err != nil {
+		opened.Wipe()
+		return nil, err
+	}
 	if err := c.acknowledge(ctx, s, opened); err != nil {
 		if reply.GetReceiptRequired() {
 			s.zero()
@@ -128,8 +138,8 @@ func (c *Client) acknowledge(ctx context.Context, s *Secret, opened *envelope.Op
 	return nil
 }
 
-// newSecret takes over the opened plaintext.
-func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened *envelope.Opened) *Secret {
+// newSecret takes over the opened plaintext, or the gated body.
+func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened *envelope.Opened) (*Secret, error) {
 	s := &Secret{
 		Name: name.String(), Version: secret.Version(opened.Context.SecretVersion), SessionID: opened.Context.Session,
 		Grade: string(opened.Context.Grade), Expires: time.Unix(opened.Context.Expires, 0).UTC(), UsesEnforcedBy: opened.Context.UsesEnforcedBy,
@@ -144,7 +154,17 @@ func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened
 	copy(s.replySalt[:], reply.GetReplySalt())
 	copy(s.leafEvent[:], reply.GetLeafEventCommitment())
 	s.replyDigest = sha256.Sum256(reply.GetEnvelope())
-	return s
+	switch opened.Context.Grade {
+	case envelope.GradeOpen:
+		return s, nil
+	case envelope.GradeGated:
+		var err error
+		if s.gated, err = opened.Gated(); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrVerification, err)
+		}
+		return s, nil
+	}
+	return nil, fmt.Errorf("%w: an envelope of grade %s, which this program does not know", ErrVerification, opened.Context.Grade)
 }
 
 // see keeps the newest checkpoint that the broker showed. With Config.LogKey it is checked first: that the log's

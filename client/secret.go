@@ -51,16 +51,37 @@ type Secret struct {
 
 	mu      sync.Mutex // guards what follows
 	value   secret.Bytes
+	gated   *envelope.Gated // nil: value is the plaintext
 	counted bool
 	left    uint32
+	taken   uint32     // shares that were asked for, at grade gated
+	pending []shareAsk // of them, those whose answer did not come
 	closed  bool
 }
 
 // Use calls f with the plaintext, and counts it where uses are limited. f must not keep the slice. It returns
 // ErrEnded when the session has expired, its uses are spent, or Close was called; f is not called then.
+//
+// At grade gated it asks the broker, which decides afresh and counts: see UseContext.
 func (s *Secret) Use(f func(plaintext []byte) error) error {
+	if s.Grade == string(envelope.GradeGated) {
+		ctx, cancel := context.WithTimeout(s.client.run, useTimeout)
+		defer cancel()
+		return s.UseContext(ctx, f)
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if err := s.usable(); err != nil {
+		return err
+	}
+	if s.counted {
+		s.left--
+	}
+	return f(s.value.Expose())
+}
+
+// usable says why the secret can't be used; the caller holds mu.
+func (s *Secret) usable() error {
 	switch {
 	case s.closed:
 		return fmt.Errorf("use %s: %w: it was closed", s.Name, ErrEnded)
@@ -69,10 +90,7 @@ func (s *Secret) Use(f func(plaintext []byte) error) error {
 	case s.counted && s.left == 0:
 		return fmt.Errorf("use %s: %w: session %s has no uses left", s.Name, ErrEnded, s.SessionID)
 	}
-	if s.counted {
-		s.left--
-	}
-	return f(s.value.Expose())
+	return nil
 }
 
 // UsesLeft returns how many uses are left, and false where they are not limited.

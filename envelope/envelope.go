@@ -17,7 +17,8 @@
 //	  - The HPKE info is the draft's Recipient_structure,
 //	    "JOSE-HPKE rcpt" 0xFF "A256GCM" 0xFF recipient_extra_info, with SHA-256(context) as recipient_extra_info.
 //	    So the context is bound twice: to the key (info) and to the content (aad).
-//	  - The plaintext is the 14 bytes "bulla-data/v1\n", then r (32 bytes), then the secret.
+//	  - The plaintext is the 14 bytes "bulla-data/v1\n", then r (32 bytes), then the secret; at grade gated the
+//	    gated body of [Gate].
 //
 // r is random, is made for this one envelope and is not kept by the broker. The context carries SHA-256(r), the
 // receipt lock: whoever shows r has opened the envelope. A [Receipt] is r with the envelope's digest, signed by
@@ -56,7 +57,7 @@ const (
 	// MaxContext is the largest encoded context in bytes.
 	MaxContext = 8 << 10
 	// MaxEnvelope is the largest envelope in bytes; anything larger is refused before it is looked at.
-	MaxEnvelope = 160 << 10
+	MaxEnvelope = 224 << 10
 )
 
 // What can come out of opening or verifying an envelope or a receipt. Test with errors.Is.

@@ -46,7 +46,7 @@ func (s *Signer) Key() Key { return Key{ID: s.kid, Public: s.pub} }
 type SealInput struct {
 	Recipient RecipientKey // parsed once, since a hybrid key takes 30 µs
 	Context   Context      // Version, ReceiptLock and Suite are filled in by Seal
-	Secret    secret.Bytes // at most MaxSecret bytes
+	Secret    secret.Bytes // at most MaxSecret bytes; at grade gated what Gate made of it
 }
 
 // Sealed is an envelope ready to be sent and logged.
@@ -64,8 +64,15 @@ func Seal(in SealInput, signer *Signer) (Sealed, error) {
 		return Sealed{}, fmt.Errorf("seal: %w: no signing key", ErrInvalid)
 	}
 	data := in.Secret.Expose()
-	if len(data) > MaxSecret {
-		return Sealed{}, fmt.Errorf("seal: %w: secret of %d bytes, at most %d", ErrInvalid, len(data), MaxSecret)
+	most := MaxSecret
+	if in.Context.Grade == GradeGated {
+		most = maxBody
+		if _, err := parseGated(data, in.Context.Session, uint32(in.Context.Uses)); err != nil {
+			return Sealed{}, fmt.Errorf("seal: %w: %v", ErrInvalid, err)
+		}
+	}
+	if len(data) > most {
+		return Sealed{}, fmt.Errorf("seal: %w: secret of %d bytes, at most %d", ErrInvalid, len(data), most)
 	}
 	if in.Recipient.suite.IsZero() {
 		return Sealed{}, fmt.Errorf("seal: %w: no recipient key", ErrInvalid)

@@ -168,7 +168,7 @@ func (p *parts) parsePayload(b []byte) string {
 		{&p.encryptedKey, jweAAD, cekLen + tagLen, cekLen + tagLen},
 		{&p.aad, jweIV, 1, MaxContext},
 		{&p.iv, jweCiphertext, ivLen, ivLen},
-		{&p.ciphertext, jweTag, len(labelData) + randLen, len(labelData) + randLen + MaxSecret},
+		{&p.ciphertext, jweTag, len(labelData) + randLen, len(labelData) + randLen + maxBody},
 		{&p.tag, jweEnd, tagLen, tagLen},
 	} {
 		text, after, ok := bytes.Cut(b, []byte(f.end))

@@ -13,7 +13,7 @@ import (
 // keptVersions bounds a secret's row: older retired versions stay in the events only.
 const keptVersions = 256
 
-// The names of grades as events spell them, the strongest exposure last.
+// The names of grades as events spell them, the strongest exposure (the softest grade) last.
 var exposures = []string{"proxied", "leased", "gated", "open"}
 
 // ProjectionTx is what Project sees of a store's transaction. Get returns ErrNotFound for a row that is not
@@ -47,6 +47,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 	case event.SessionRevoked:
 		return p.session(b.Session, ev)
 	case event.SessionClosed:
+		return p.session(b.Session, ev)
+	case event.SessionUsed:
 		return p.session(b.Session, ev)
 	case event.SessionsExpired:
 		return p.sessions(b.Sessions, ev)
@@ -174,12 +176,11 @@ func (p projection) expose(b event.SessionIssued) error {
 	if !ok || at < 0 {
 		return refuse("session %s: there is no version %d of secret %q", b.Session, b.Version, b.Secret)
 	}
-	exposed := s.Versions[at].Exposed || b.Grade == "open"
-	if exposed == s.Versions[at].Exposed && level <= slices.Index(exposures, s.Exposure) {
+	if level <= slices.Index(exposures, s.Versions[at].Exposure) { // then the secret's is no less
 		return nil
 	}
 	s.Versions = slices.Clone(s.Versions)
-	s.Versions[at].Exposed = exposed
+	s.Versions[at].Exposure = b.Grade
 	s.Exposure = exposures[max(level, slices.Index(exposures, s.Exposure))]
 	return put(p, KindSecret, b.Secret, s)
 }

@@ -116,6 +116,7 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionConfirmed{},
 		event.SessionRevoked{},
 		event.SessionClosed{},
+		event.SessionUsed{},
 		event.SessionsExpired{},
 		event.SessionsUnconfirmed{},
 		event.RefusalsCounted{},
@@ -212,11 +213,13 @@ func TestExposureIsWrittenOnce(t *testing.T) {
 		exposure string
 	}{
 		{"proxied", 1, true, "proxied"},
-		{"proxied", 2, false, "proxied"},
+		{"proxied", 2, true, "proxied"},
 		{"gated", 1, true, "gated"},
 		{"leased", 1, false, "gated"},
 		{"open", 1, true, "open"},
 		{"open", 1, false, "open"},
+		{"gated", 1, false, "open"},
+		{"gated", 2, true, "open"},
 		{"gated", 2, false, "open"},
 		{"open", 2, true, "open"},
 		{"open", 2, false, "open"},
@@ -224,7 +227,7 @@ func TestExposureIsWrittenOnce(t *testing.T) {
 		_, before := row[ledger.Secret](t, tab, ledger.KindSecret, storetest.Secret)
 		tab.must(t, issue(c.grade, c.version))
 		s, after := row[ledger.Secret](t, tab, ledger.KindSecret, storetest.Secret)
-		if (before != after) != c.changes || s.Exposure != c.exposure || c.grade == "open" && !s.Versions[c.version-1].Exposed {
+		if (before != after) != c.changes || s.Exposure != c.exposure || c.grade == "open" && s.Versions[c.version-1].Exposure != "open" {
 			t.Errorf("%s of version %d: row %d → %d, exposure %s", c.grade, c.version, before, after, s.Exposure)
 		}
 	}

@@ -11,7 +11,7 @@ import (
 type Secret struct {
 	Name     string          `json:"name"`
 	Class    string          `json:"class"`
-	Exposure string          `json:"exposure,omitempty"` // strongest grade that a version left at
+	Exposure string          `json:"exposure,omitempty"` // the softest grade that a version left at
 	Versions []SecretVersion `json:"versions"`           // the newest last
 }
 
@@ -25,7 +25,7 @@ type SecretVersion struct {
 	Policy           event.Digest `json:"policy"`
 	CiphertextDigest event.Digest `json:"ciphertext_digest"`
 	Created          event.Time   `json:"created_at"`
-	Exposed          bool         `json:"exposed,omitempty"` // it was delivered at grade open
+	Exposure         string       `json:"exposure,omitempty"` // the softest grade that it left at: open, once, is open for ever
 }
 
 // Device is the projection of an enrolled device.

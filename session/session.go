@@ -3,13 +3,14 @@
 //
 // A session is one delivery of one version of one secret to one instance:
 //
-//	issued → confirmed → (exhausted | expired | revoked | closed)
+//	issued → confirmed → (exhausted | expired | revoked | closed)        exhausted: at grade gated
 //	issued → unconfirmed → confirmed | (expired | revoked | closed)
 //
 // A session in one of the states in parentheses has ended; it never lives again.
 package session
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"time"
@@ -69,6 +70,10 @@ type Session struct {
 	EnvelopeDigest event.Digest `json:"envelope_digest"`
 	ReceiptLock    event.Digest `json:"receipt_lock"`
 	Uses           uint32       `json:"uses,omitempty"`
+	Used           uint32       `json:"used,omitempty"`  // uses that the broker counted, at grade gated
+	Spent          string       `json:"spent,omitempty"` // hexadecimal: a bit for each share that was given out, from the lowest of the first byte
+	Epoch          string       `json:"epoch,omitempty"` // of the use shares
+	InHardware     bool         `json:"in_hardware,omitempty"`
 	Issued         event.Time   `json:"issued_at"`
 	Expires        event.Time   `json:"expires_at"`
 	ReceiptBy      event.Time   `json:"receipt_by,omitzero"`
@@ -97,7 +102,7 @@ func Open(e event.Event) (Session, error) {
 	return Session{
 		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
 		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
-		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Issued: e.Time,
+		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, InHardware: b.InHardware, Issued: e.Time,
 		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision,
 	}, nil
 }
@@ -120,6 +125,8 @@ func Apply(s Session, e event.Event) (Session, error) {
 			return s, fmt.Errorf("session %s is %s: %w", s.ID, s.StateAt(e.Time.Time()), ErrTransition)
 		}
 		s.State = Unconfirmed
+	case event.SessionUsed:
+		return s.use(b.Number, e.Time)
 	case event.SessionRevoked:
 		s.State, s.RevokedAt, s.EndedAt, s.Reason = Revoked, e.Time, e.Time, b.Reason
 	case event.SessionClosed:
@@ -133,4 +140,32 @@ func Apply(s Session, e event.Event) (Session, error) {
 		return s, fmt.Errorf("apply %T to session %s: %w", e.Body, s.ID, ErrTransition)
 	}
 	return s, nil
+}
+
+// use spends a share. The signed request for it is a receipt as good as any; the last use ends the session.
+func (s Session) use(number uint32, at event.Time) (Session, error) {
+	switch {
+	case s.Epoch == "" || !at.Time().Before(s.Expires.Time()):
+		return s, fmt.Errorf("session %s is %s, of grade %s: %w", s.ID, s.StateAt(at.Time()), s.Grade, ErrTransition)
+	case number == 0 || number > s.Uses || s.HasSpent(number):
+		return s, fmt.Errorf("session %s has no share %d, or gave it out before: %w", s.ID, number, ErrTransition)
+	}
+	spent := make([]byte, (s.Uses+7)/8)
+	_, _ = hex.Decode(spent, []byte(s.Spent)) // which is what this wrote
+	spent[(number-1)/8] |= 1 << ((number - 1) % 8)
+	s.Spent, s.Used = hex.EncodeToString(spent), s.Used+1
+	if s.State != Confirmed {
+		s.State, s.ConfirmedAt = Confirmed, at
+	}
+	if s.Used == s.Uses {
+		s.State, s.EndedAt = Exhausted, at
+	}
+	return s, nil
+}
+
+// HasSpent says whether the share of this number was given out.
+func (s Session) HasSpent(number uint32) bool {
+	spent, err := hex.DecodeString(s.Spent)
+	i := int(number-1) / 8
+	return err == nil && number > 0 && i < len(spent) && spent[i]&(1<<((number-1)%8)) != 0
 }

@@ -114,3 +114,39 @@ func TestParseState(t *testing.T) {
 		t.Error("accepted another spelling")
 	}
 }
+
+func TestUses(t *testing.T) {
+	s, err := Open(event.New(start, "spiffe://example.org/a", event.SessionIssued{
+		Session: event.NewID(start), Grade: "gated", Uses: 10, Epoch: "e", Expires: event.NewTime(start.Add(time.Minute)),
+	}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := func(s Session, number uint32, after time.Duration) (Session, error) {
+		return Apply(s, at(s, after, event.SessionUsed{Session: s.ID, Number: number}))
+	}
+	for n, number := range []uint32{3, 10, 1, 2, 9, 8, 4, 5, 6} {
+		before := s
+		if s, err = use(s, number, 1); err != nil || s.Used != uint32(n+1) || s.State != Confirmed || !s.HasSpent(number) || before.HasSpent(number) {
+			t.Fatalf("share %d: %v, %+v", number, err, s)
+		}
+		for _, wrong := range []uint32{number, 0, 11, 1 << 31} {
+			if same, err := use(s, wrong, 1); !errors.Is(err, ErrTransition) || same != s {
+				t.Errorf("share %d after %d: %v", wrong, number, err)
+			}
+		}
+	}
+	if _, err := use(s, 7, time.Minute); !errors.Is(err, ErrTransition) {
+		t.Errorf("at the end of its time: %v", err)
+	}
+	revoked, _ := Apply(s, at(s, 1, event.SessionRevoked{}))
+	if _, err := use(revoked, 7, 2); !errors.Is(err, ErrTransition) {
+		t.Errorf("after revocation: %v", err)
+	}
+	if s, err = use(s, 7, 1); err != nil || s.State != Exhausted || s.EndedAt.IsZero() {
+		t.Errorf("the last share: %v, %+v", err, s)
+	}
+	if _, err := use(opened(t), 1, 1); !errors.Is(err, ErrTransition) {
+		t.Errorf("a session that is not gated: %v", err)
+	}
+}

@@ -121,6 +121,8 @@ func about(body event.Body) string {
 		return fmt.Sprintf("%s@%d session %s", b.Secret, b.Version, b.Session)
 	case event.SessionConfirmed:
 		return "session " + b.Session.String()
+	case event.SessionUsed:
+		return fmt.Sprintf("session %s share %d", b.Session, b.Number)
 	case event.SessionRevoked:
 		return "session " + b.Session.String() + ": " + b.Reason
 	case event.SessionClosed:

@@ -29,6 +29,7 @@ type getFlags struct {
 	version string
 	ttl     time.Duration
 	uses    uint32
+	grade   string
 }
 
 func newGetCommand(a *app) *cobra.Command {
@@ -51,6 +52,7 @@ func newGetCommand(a *app) *cobra.Command {
 	flags.StringVar(&f.version, "version", "", "version to get (the current one if not given)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "ask for a session that ends after this time; the policy's limit holds")
 	flags.Uint32Var(&f.uses, "uses", 0, "ask for a session of at most so many uses; the policy's limit holds")
+	flags.StringVar(&f.grade, "grade", "", "ask for limits at least this hard: open or gated; the policy's demand holds")
 	a.addIdentity(c)
 	a.addDevice(c)
 	return c
@@ -80,6 +82,16 @@ func (f getFlags) options(c *cobra.Command) ([]client.GetOption, error) {
 			return nil, usage("--uses is 0: it must be at least 1")
 		}
 		opts = append(opts, client.WithUses(f.uses))
+	}
+	if c.Flags().Changed("grade") {
+		switch f.grade {
+		case "open", "gated":
+		case "proxied", "leased":
+			return nil, usage("--grade %s is not built yet: use open or gated", f.grade)
+		default:
+			return nil, usage("--grade is %q: use open or gated", f.grade)
+		}
+		opts = append(opts, client.WithGrade(f.grade))
 	}
 	if c.Flags().Changed("out") {
 		return opts, checkOut(f.out)

@@ -56,13 +56,33 @@ type sessionDetails struct {
 	Suite          string  `json:"suite"`
 	EnvelopeDigest string  `json:"envelope_digest"`
 	PolicyDigest   string  `json:"policy_digest"`
+	Uses           *uint32 `json:"uses"` // null: not counted
+	Used           *uint32 `json:"used"` // null: not by the broker
 }
 
 func newSessionDetails(s *bullav1.Session) sessionDetails {
-	return sessionDetails{
-		newSessionJSON(s), momentOrNull(s.GetConfirmedAt()), momentOrNull(s.GetEndedAt()), s.GetInstance(), s.GetDevice(), s.GetSuite(),
-		s.GetEnvelopeDigest(), s.GetRevision(),
+	d := sessionDetails{
+		sessionJSON: newSessionJSON(s), ConfirmedAt: momentOrNull(s.GetConfirmedAt()), EndedAt: momentOrNull(s.GetEndedAt()), Instance: s.GetInstance(),
+		Device: s.GetDevice(), Suite: s.GetSuite(), EnvelopeDigest: s.GetEnvelopeDigest(), PolicyDigest: s.GetRevision(),
 	}
+	if n := s.GetUses(); n > 0 {
+		d.Uses = &n
+		if used := s.GetUsed(); s.GetGrade() == "gated" {
+			d.Used = &used
+		}
+	}
+	return d
+}
+
+// usesOf says who has counted what; "" where nothing is counted.
+func usesOf(s *bullav1.Session) string {
+	switch {
+	case s.GetUses() == 0:
+		return ""
+	case s.GetGrade() == "gated":
+		return fmt.Sprintf("%d of %d, by the broker's count", s.GetUsed(), s.GetUses())
+	}
+	return fmt.Sprintf("at most %d, by the client's count", s.GetUses())
 }
 
 func (a *app) printSession(s *bullav1.Session) error {
@@ -73,6 +93,7 @@ func (a *app) printSession(s *bullav1.Session) error {
 			{Name: "principal", Value: s.GetPrincipal()},
 			{Name: "secret", Value: fmt.Sprintf("%s, version %d", s.GetSecret(), s.GetVersion())},
 			{Name: "grade", Value: s.GetGrade()},
+			{Name: "uses", Value: usesOf(s)},
 			{Name: "issued", Value: second(s.GetIssuedAt())},
 			{Name: "confirmed", Value: second(s.GetConfirmedAt())},
 			{Name: "expires", Value: second(s.GetExpiresAt())},

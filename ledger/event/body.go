@@ -135,6 +135,8 @@ type SessionIssued struct {
 	Expires        Time     `json:"expires"`
 	ReceiptBy      Time     `json:"receipt_by,omitzero"`
 	Uses           uint32   `json:"uses,omitempty"`
+	Epoch          string   `json:"epoch,omitempty"`       // of the use shares, at grade gated
+	InHardware     bool     `json:"in_hardware,omitempty"` // the recipient key, as the device certified it
 	Decision       Decision `json:"decision"`
 }
 
@@ -158,6 +160,19 @@ type SessionConfirmed struct {
 	Session   ID     `json:"session"`
 	R         []byte `json:"r"`
 	Signature []byte `json:"signature"`
+}
+
+// SessionUsed says that a use share of a gated session was given out, on the decision to permit that. The rest is
+// what the instance key signed: see package envelope/proof, with the decision's request id. It is the receipt, and
+// it is there before the share moves.
+type SessionUsed struct {
+	Session       ID       `json:"session"`
+	Number        uint32   `json:"number"` // of the share, from 1; not the order of uses
+	Nonce         []byte   `json:"nonce"`
+	Exporter      []byte   `json:"exporter"`
+	PayloadSHA256 Digest   `json:"payload_sha256"`
+	Signature     []byte   `json:"signature"`
+	Decision      Decision `json:"decision"`
 }
 
 // SessionRevoked ends a session by somebody's will.
@@ -219,6 +234,7 @@ const (
 	TypeSessionConfirmed     Type = "session.confirmed"
 	TypeSessionRevoked       Type = "session.revoked"
 	TypeSessionClosed        Type = "session.closed"
+	TypeSessionUsed          Type = "session.used"
 	TypeSessionsExpired      Type = "sessions.expired"
 	TypeSessionsUnconfirmed  Type = "sessions.unconfirmed"
 	TypeRefusalsCounted      Type = "refusals.counted"
@@ -272,6 +288,9 @@ func (SessionRevoked) EventType() Type { return TypeSessionRevoked }
 
 // EventType implements Body.
 func (SessionClosed) EventType() Type { return TypeSessionClosed }
+
+// EventType implements Body.
+func (SessionUsed) EventType() Type { return TypeSessionUsed }
 
 // EventType implements Body.
 func (SessionsExpired) EventType() Type { return TypeSessionsExpired }

@@ -23,6 +23,7 @@ var bodies = []Body{
 	SessionConfirmed{},
 	SessionRevoked{},
 	SessionClosed{},
+	SessionUsed{},
 	SessionsExpired{},
 	SessionsUnconfirmed{},
 	RefusalsCounted{},

@@ -42,7 +42,7 @@ func readsBack(t *testing.T, store ledger.Store) {
 		}
 	}
 	secret, _, err := l.Secret(ctx, Secret)
-	if err != nil || secret.Exposure != "open" || !secret.Versions[0].Exposed {
+	if err != nil || secret.Exposure != "open" || secret.Versions[0].Exposure != "open" {
 		t.Errorf("secret %+v: %v", secret, err)
 	}
 	blob, err := l.Blob(ctx, ledger.SecretBlob(secret.Versions[0].RecordID), secret.Versions[0].CiphertextDigest)

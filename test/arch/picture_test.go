@@ -67,6 +67,7 @@ var picture = []row{
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
+	{"keyring/epoch", nil},
 	{"keyring/awskms", map[string]string{
 		"keyring": "it is one key-encryption key among others",
 	}},
@@ -104,6 +105,7 @@ var picture = []row{
 		"envelope":       "sealing and signing are steps of the release path",
 		"envelope/proof": "the proofs on requests and receipts",
 		"keyring":        "secret versions are opened for the one delivery",
+		"keyring/epoch":  "the shares of gated sessions",
 		"ledger":         "the choke point: nothing leaves unless it has committed",
 		"ledger/event":   "what each step records",
 		"policy":         "the decision",

@@ -244,3 +244,33 @@ func TestRunGivesSecretsToItsChild(t *testing.T) {
 	run(t, workload, "run", "--env", "A=other/thing", "--", "echo", "started").want(t, denied)
 	run(t, d.as(t, "stranger"), "run", "--env", "A=demo/run", "--", "echo", "started").want(t, denied)
 }
+
+// TestGated: each use of a gated session is counted by the broker, across commands of one instance and in the record.
+func TestGated(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	workload := d.as(t, "workload")
+	d.put(t, "demo/gated", "critical", "s3cret")
+	got := d.get(t, workload, "demo/gated", "--uses", "3")
+	if got["grade"] != "gated" || got["uses_left"] != json.Number("2") || got["uses_enforced_by"] != "broker" || got["value"] != "czNjcmV0" {
+		t.Errorf("got %v", got)
+	}
+	if s := d.session(t, got["session_id"]); s["state"] != "confirmed" || s["uses"] != json.Number("3") || s["used"] != json.Number("1") {
+		t.Errorf("the session is %v", s)
+	}
+	once := d.get(t, workload, "demo/gated", "--uses", "1")
+	if s := d.session(t, once["session_id"]); s["state"] != "exhausted" || s["used"] != json.Number("1") {
+		t.Errorf("the session with one use is %v", s)
+	}
+	d.put(t, "demo/asked", "standard", "x")
+	if got := d.get(t, workload, "demo/asked", "--grade", "gated"); got["grade"] != "gated" {
+		t.Errorf("gated was asked for, and got %v", got["grade"])
+	}
+	if open := d.get(t, workload, "demo/asked"); open["grade"] != "open" || d.session(t, open["session_id"])["used"] != nil {
+		t.Errorf("nothing was asked for, and got %v", open["grade"])
+	}
+	run(t, workload, "get", "demo/asked", "--grade", "gated").want(t, denied).says(t, "released at grade open before", "put a new version")
+	run(t, workload, "get", "demo/asked", "--grade", "proxied").want(t, wrongUsage).says(t, "not built yet")
+	run(t, workload, "get", "demo/asked", "--grade", "soft").want(t, wrongUsage).says(t, "open or gated")
+	run(t, d.as(t, "auditor"), "audit", "rebuild", "--check").want(t, done)
+}

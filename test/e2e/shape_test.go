@@ -164,8 +164,8 @@ func factorShape() fields {
 
 func deliveredShape() fields {
 	return fields{
-		"name": word, "version": whole, "value": base64Text, "session_id": matching(uuidPattern), "grade": is("open"), "suite": word,
-		"expires_at": moment, "uses_left": orNull(whole), "uses_enforced_by": orNull(is("client")),
+		"name": word, "version": whole, "value": base64Text, "session_id": matching(uuidPattern), "grade": matching("open|gated"), "suite": word,
+		"expires_at": moment, "uses_left": orNull(whole), "uses_enforced_by": orNull(matching("client|broker")),
 		"risk":   object(fields{"score": whole, "factors": list(object(factorShape()))}),
 		"policy": object(fields{"revision": whole, "digest": matching(digestPattern)}), "attestation": orNull(anyObject), "receipt": is("confirmed"),
 	}
@@ -180,7 +180,7 @@ func failureShape() fields { return fields{"error": word, "exit_code": whole} }
 func sessionShape() fields {
 	return fields{
 		"id": matching(uuidPattern), "state": matching(statePattern), "principal": matching(`spiffe://.+`), "secret": word, "version": whole,
-		"grade": is("open"), "issued_at": moment, "expires_at": moment, "revoked_at": orNull(moment), "reason": text,
+		"grade": matching("open|gated"), "issued_at": moment, "expires_at": moment, "revoked_at": orNull(moment), "reason": text,
 	}
 }
 
@@ -188,6 +188,7 @@ func sessionDetailsShape() fields {
 	return sessionShape().but(fields{
 		"confirmed_at": orNull(moment), "ended_at": orNull(moment), "instance": word, "device": text, "suite": word,
 		"envelope_digest": matching(digestPattern), "policy_digest": matching(digestPattern),
+		"uses": orNull(whole), "used": orNull(whole),
 	})
 }
 

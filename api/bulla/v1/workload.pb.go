@@ -208,7 +208,7 @@ func (x *Proof) GetSignature() []byte {
 
 type SignedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest or StatusRequest
+	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest, UseRequest or StatusRequest
 	Proof         *Proof                 `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -392,7 +392,7 @@ type DeliverRequest struct {
 	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // 0: current
 	Suite         string                 `protobuf:"bytes,3,opt,name=suite,proto3" json:"suite,omitempty"`      // "HPKE-9-KE", "HPKE-8-KE" or "HPKE-7-KE"
 	RecipientKey  []byte                 `protobuf:"bytes,4,opt,name=recipient_key,json=recipientKey,proto3" json:"recipient_key,omitempty"`
-	Grade         string                 `protobuf:"bytes,5,opt,name=grade,proto3" json:"grade,omitempty"`                              // "" or "open": what policy asks for is decisive
+	Grade         string                 `protobuf:"bytes,5,opt,name=grade,proto3" json:"grade,omitempty"`                              // "", "open" or "gated": at least this; what policy asks for is decisive
 	MaxUses       uint32                 `protobuf:"varint,6,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`          // 0: as policy says
 	TtlSeconds    uint32                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as policy says; policy's limit holds
 	unknownFields protoimpl.UnknownFields
@@ -487,7 +487,7 @@ type DeliverReply struct {
 	Attestation         []byte                 `protobuf:"bytes,5,opt,name=attestation,proto3" json:"attestation,omitempty"` // EAR-shaped JSON, empty if the delivery relied on none
 	ExpiresAt           *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	Uses                uint32                 `protobuf:"varint,7,opt,name=uses,proto3" json:"uses,omitempty"`                                            // 0: unlimited
-	UsesEnforcedBy      string                 `protobuf:"bytes,8,opt,name=uses_enforced_by,json=usesEnforcedBy,proto3" json:"uses_enforced_by,omitempty"` // "client" at grade open
+	UsesEnforcedBy      string                 `protobuf:"bytes,8,opt,name=uses_enforced_by,json=usesEnforcedBy,proto3" json:"uses_enforced_by,omitempty"` // "client" at grade open, "broker" at grade gated
 	ReceiptRequired     bool                   `protobuf:"varint,9,opt,name=receipt_required,json=receiptRequired,proto3" json:"receipt_required,omitempty"`
 	LogIndex            int64                  `protobuf:"varint,10,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
 	ReplySalt           []byte                 `protobuf:"bytes,11,opt,name=reply_salt,json=replySalt,proto3" json:"reply_salt,omitempty"` // opens the leaf's second commitment with SHA-256(envelope)
@@ -942,6 +942,142 @@ func (x *AcknowledgeReply) GetNextNonce() []byte {
 	return nil
 }
 
+type UseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
+	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // of the share, from 1 to the session's uses, in any order; each is given out once
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseRequest) Reset() {
+	*x = UseRequest{}
+	mi := &file_bulla_v1_workload_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseRequest) ProtoMessage() {}
+
+func (x *UseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_workload_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseRequest.ProtoReflect.Descriptor instead.
+func (*UseRequest) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *UseRequest) GetSessionId() string {
+	if x != nil {
+		return x.SessionId
+	}
+	return ""
+}
+
+func (x *UseRequest) GetNumber() uint32 {
+	if x != nil {
+		return x.Number
+	}
+	return 0
+}
+
+type UseReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Share         []byte                 `protobuf:"bytes,1,opt,name=share,proto3" json:"share,omitempty"` // 32 bytes; the same request id and instance get the same ones again for five minutes
+	UsesLeft      uint32                 `protobuf:"varint,2,opt,name=uses_left,json=usesLeft,proto3" json:"uses_left,omitempty"`
+	EventId       string                 `protobuf:"bytes,3,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"` // of the event that records the use
+	LogIndex      int64                  `protobuf:"varint,4,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
+	Checkpoint    []byte                 `protobuf:"bytes,5,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // the newest signed tree head
+	NextNonce     []byte                 `protobuf:"bytes,6,opt,name=next_nonce,json=nextNonce,proto3" json:"next_nonce,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UseReply) Reset() {
+	*x = UseReply{}
+	mi := &file_bulla_v1_workload_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UseReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UseReply) ProtoMessage() {}
+
+func (x *UseReply) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_workload_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UseReply.ProtoReflect.Descriptor instead.
+func (*UseReply) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *UseReply) GetShare() []byte {
+	if x != nil {
+		return x.Share
+	}
+	return nil
+}
+
+func (x *UseReply) GetUsesLeft() uint32 {
+	if x != nil {
+		return x.UsesLeft
+	}
+	return 0
+}
+
+func (x *UseReply) GetEventId() string {
+	if x != nil {
+		return x.EventId
+	}
+	return ""
+}
+
+func (x *UseReply) GetLogIndex() int64 {
+	if x != nil {
+		return x.LogIndex
+	}
+	return 0
+}
+
+func (x *UseReply) GetCheckpoint() []byte {
+	if x != nil {
+		return x.Checkpoint
+	}
+	return nil
+}
+
+func (x *UseReply) GetNextNonce() []byte {
+	if x != nil {
+		return x.NextNonce
+	}
+	return nil
+}
+
 type StatusRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
@@ -951,7 +1087,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_bulla_v1_workload_proto_msgTypes[13]
+	mi := &file_bulla_v1_workload_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -963,7 +1099,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_workload_proto_msgTypes[13]
+	mi := &file_bulla_v1_workload_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -976,7 +1112,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{13}
+	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StatusRequest) GetSessionId() string {
@@ -998,7 +1134,7 @@ type StatusReply struct {
 
 func (x *StatusReply) Reset() {
 	*x = StatusReply{}
-	mi := &file_bulla_v1_workload_proto_msgTypes[14]
+	mi := &file_bulla_v1_workload_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1010,7 +1146,7 @@ func (x *StatusReply) String() string {
 func (*StatusReply) ProtoMessage() {}
 
 func (x *StatusReply) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_workload_proto_msgTypes[14]
+	mi := &file_bulla_v1_workload_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1023,7 +1159,7 @@ func (x *StatusReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusReply.ProtoReflect.Descriptor instead.
 func (*StatusReply) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{14}
+	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StatusReply) GetState() string {
@@ -1070,7 +1206,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_bulla_v1_workload_proto_msgTypes[15]
+	mi := &file_bulla_v1_workload_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1082,7 +1218,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_workload_proto_msgTypes[15]
+	mi := &file_bulla_v1_workload_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1095,7 +1231,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{15}
+	return file_bulla_v1_workload_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Refusal) GetDecision() string {
@@ -1227,7 +1363,22 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\x10AcknowledgeReply\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x02 \x01(\fR\tnextNonce\".\n" +
+	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"C\n" +
+	"\n" +
+	"UseRequest\x12\x1d\n" +
+	"\n" +
+	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\"\xb4\x01\n" +
+	"\bUseReply\x12\x14\n" +
+	"\x05share\x18\x01 \x01(\fR\x05share\x12\x1b\n" +
+	"\tuses_left\x18\x02 \x01(\rR\busesLeft\x12\x19\n" +
+	"\bevent_id\x18\x03 \x01(\tR\aeventId\x12\x1b\n" +
+	"\tlog_index\x18\x04 \x01(\x03R\blogIndex\x12\x1e\n" +
+	"\n" +
+	"checkpoint\x18\x05 \x01(\fR\n" +
+	"checkpoint\x12\x1d\n" +
+	"\n" +
+	"next_nonce\x18\x06 \x01(\fR\tnextNonce\".\n" +
 	"\rStatusRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\"\x95\x01\n" +
@@ -1246,12 +1397,13 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"support_id\x18\x04 \x01(\tR\tsupportId\x12\x14\n" +
 	"\x05check\x18\x05 \x01(\tR\x05check\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xbf\x02\n" +
+	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xf3\x02\n" +
 	"\x06Broker\x12A\n" +
 	"\tChallenge\x12\x1a.bulla.v1.ChallengeRequest\x1a\x18.bulla.v1.ChallengeReply\x128\n" +
 	"\x06Attest\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.AttestReply\x12:\n" +
 	"\aDeliver\x12\x17.bulla.v1.SignedRequest\x1a\x16.bulla.v1.DeliverReply\x12B\n" +
-	"\vAcknowledge\x12\x17.bulla.v1.SignedRequest\x1a\x1a.bulla.v1.AcknowledgeReply\x128\n" +
+	"\vAcknowledge\x12\x17.bulla.v1.SignedRequest\x1a\x1a.bulla.v1.AcknowledgeReply\x122\n" +
+	"\x03Use\x12\x17.bulla.v1.SignedRequest\x1a\x12.bulla.v1.UseReply\x128\n" +
 	"\x06Status\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.StatusReplyB5Z3github.com/bulla-project/bulla/api/bulla/v1;bullav1b\x06proto3"
 
 var (
@@ -1266,7 +1418,7 @@ func file_bulla_v1_workload_proto_rawDescGZIP() []byte {
 	return file_bulla_v1_workload_proto_rawDescData
 }
 
-var file_bulla_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_bulla_v1_workload_proto_msgTypes = make([]protoimpl.MessageInfo, 18)
 var file_bulla_v1_workload_proto_goTypes = []any{
 	(*ChallengeRequest)(nil),      // 0: bulla.v1.ChallengeRequest
 	(*ChallengeReply)(nil),        // 1: bulla.v1.ChallengeReply
@@ -1281,31 +1433,35 @@ var file_bulla_v1_workload_proto_goTypes = []any{
 	(*PolicyRef)(nil),             // 10: bulla.v1.PolicyRef
 	(*AcknowledgeRequest)(nil),    // 11: bulla.v1.AcknowledgeRequest
 	(*AcknowledgeReply)(nil),      // 12: bulla.v1.AcknowledgeReply
-	(*StatusRequest)(nil),         // 13: bulla.v1.StatusRequest
-	(*StatusReply)(nil),           // 14: bulla.v1.StatusReply
-	(*Refusal)(nil),               // 15: bulla.v1.Refusal
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*UseRequest)(nil),            // 13: bulla.v1.UseRequest
+	(*UseReply)(nil),              // 14: bulla.v1.UseReply
+	(*StatusRequest)(nil),         // 15: bulla.v1.StatusRequest
+	(*StatusReply)(nil),           // 16: bulla.v1.StatusReply
+	(*Refusal)(nil),               // 17: bulla.v1.Refusal
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 }
 var file_bulla_v1_workload_proto_depIdxs = []int32{
-	16, // 0: bulla.v1.ChallengeReply.now:type_name -> google.protobuf.Timestamp
+	18, // 0: bulla.v1.ChallengeReply.now:type_name -> google.protobuf.Timestamp
 	2,  // 1: bulla.v1.SignedRequest.proof:type_name -> bulla.v1.Proof
 	8,  // 2: bulla.v1.DeliverReply.risk:type_name -> bulla.v1.Risk
 	10, // 3: bulla.v1.DeliverReply.policy:type_name -> bulla.v1.PolicyRef
-	16, // 4: bulla.v1.DeliverReply.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 4: bulla.v1.DeliverReply.expires_at:type_name -> google.protobuf.Timestamp
 	9,  // 5: bulla.v1.Risk.factors:type_name -> bulla.v1.RiskFactor
-	16, // 6: bulla.v1.StatusReply.expires_at:type_name -> google.protobuf.Timestamp
+	18, // 6: bulla.v1.StatusReply.expires_at:type_name -> google.protobuf.Timestamp
 	0,  // 7: bulla.v1.Broker.Challenge:input_type -> bulla.v1.ChallengeRequest
 	3,  // 8: bulla.v1.Broker.Attest:input_type -> bulla.v1.SignedRequest
 	3,  // 9: bulla.v1.Broker.Deliver:input_type -> bulla.v1.SignedRequest
 	3,  // 10: bulla.v1.Broker.Acknowledge:input_type -> bulla.v1.SignedRequest
-	3,  // 11: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
-	1,  // 12: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
-	5,  // 13: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
-	7,  // 14: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
-	12, // 15: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
-	14, // 16: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
+	3,  // 11: bulla.v1.Broker.Use:input_type -> bulla.v1.SignedRequest
+	3,  // 12: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
+	1,  // 13: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
+	5,  // 14: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
+	7,  // 15: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
+	12, // 16: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
+	14, // 17: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
+	16, // 18: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1322,7 +1478,7 @@ func file_bulla_v1_workload_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulla_v1_workload_proto_rawDesc), len(file_bulla_v1_workload_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   18,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

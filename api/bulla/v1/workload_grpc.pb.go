@@ -25,6 +25,7 @@ const (
 	Broker_Attest_FullMethodName      = "/bulla.v1.Broker/Attest"
 	Broker_Deliver_FullMethodName     = "/bulla.v1.Broker/Deliver"
 	Broker_Acknowledge_FullMethodName = "/bulla.v1.Broker/Acknowledge"
+	Broker_Use_FullMethodName         = "/bulla.v1.Broker/Use"
 	Broker_Status_FullMethodName      = "/bulla.v1.Broker/Status"
 )
 
@@ -44,6 +45,8 @@ type BrokerClient interface {
 	Deliver(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*DeliverReply, error)
 	// Acknowledge hands in the receipt that proves the opening, or closes the session.
 	Acknowledge(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*AcknowledgeReply, error)
+	// Use gives out the share for one use of a gated session, once the ledger has counted it.
+	Use(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*UseReply, error)
 	// Status tells an instance what became of its own session.
 	Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error)
 }
@@ -96,6 +99,16 @@ func (c *brokerClient) Acknowledge(ctx context.Context, in *SignedRequest, opts 
 	return out, nil
 }
 
+func (c *brokerClient) Use(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*UseReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UseReply)
+	err := c.cc.Invoke(ctx, Broker_Use_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *brokerClient) Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusReply)
@@ -122,6 +135,8 @@ type BrokerServer interface {
 	Deliver(context.Context, *SignedRequest) (*DeliverReply, error)
 	// Acknowledge hands in the receipt that proves the opening, or closes the session.
 	Acknowledge(context.Context, *SignedRequest) (*AcknowledgeReply, error)
+	// Use gives out the share for one use of a gated session, once the ledger has counted it.
+	Use(context.Context, *SignedRequest) (*UseReply, error)
 	// Status tells an instance what became of its own session.
 	Status(context.Context, *SignedRequest) (*StatusReply, error)
 	mustEmbedUnimplementedBrokerServer()
@@ -145,6 +160,9 @@ func (UnimplementedBrokerServer) Deliver(context.Context, *SignedRequest) (*Deli
 }
 func (UnimplementedBrokerServer) Acknowledge(context.Context, *SignedRequest) (*AcknowledgeReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Acknowledge not implemented")
+}
+func (UnimplementedBrokerServer) Use(context.Context, *SignedRequest) (*UseReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Use not implemented")
 }
 func (UnimplementedBrokerServer) Status(context.Context, *SignedRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -242,6 +260,24 @@ func _Broker_Acknowledge_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Use_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).Use(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_Use_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).Use(ctx, req.(*SignedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Broker_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SignedRequest)
 	if err := dec(in); err != nil {
@@ -282,6 +318,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Acknowledge",
 			Handler:    _Broker_Acknowledge_Handler,
+		},
+		{
+			MethodName: "Use",
+			Handler:    _Broker_Use_Handler,
 		},
 		{
 			MethodName: "Status",

@@ -19,7 +19,7 @@ import (
 
 // put puts a secret of each class.
 func (t *teller) put(ctx context.Context) (string, error) {
-	for name, class := range map[string]string{standardSecret: "standard", highSecret: "high"} {
+	for name, class := range map[string]string{standardSecret: "standard", highSecret: "high", gatedSecret: "critical"} {
 		t.want[name] = random()
 		_, err := bullav1.NewSecretsClient(t.operator.Conn()).PutSecret(ctx, &bullav1.PutSecretRequest{
 			Name: name, Class: class, Value: t.want[name], RequestId: event.NewID(time.Now()).String(),
@@ -28,7 +28,7 @@ func (t *teller) put(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("put %s: %w", name, client.FromStatus(err))
 		}
 	}
-	return fmt.Sprintf("operator puts %s (class standard) and %s (class high)", standardSecret, highSecret), nil
+	return fmt.Sprintf("operator puts %s (class standard), %s (class high) and %s (class critical)", standardSecret, highSecret, gatedSecret), nil
 }
 
 // permit gets a secret for which the SVID is enough.
@@ -216,4 +216,48 @@ func (t *teller) receipt(ctx context.Context) (string, error) {
 	}
 	return fmt.Sprintf("only who opened the envelope could sign it: the session is %s; workload has checked that its delivery is in the log of %d entries",
 		s.GetState(), head.Size), nil
+}
+
+// gated shows a session whose every use the broker gives out, counts, and can end.
+func (t *teller) gated(ctx context.Context) (string, error) {
+	from, err := t.nextIndex(ctx)
+	if err != nil {
+		return "", err
+	}
+	s, err := t.workload.Get(ctx, gatedSecret, client.WithUses(3))
+	if err != nil {
+		return "", err
+	}
+	defer s.Close()
+	for range 2 {
+		if err := t.same(s); err != nil {
+			return "", err
+		}
+	}
+	left, _ := s.UsesLeft()
+	if s.Grade != "gated" || s.UsesEnforcedBy != "broker" || left != 1 {
+		return "", fmt.Errorf("the session is of grade %s with %d uses left by the count of the %s", s.Grade, left, s.UsesEnforcedBy)
+	}
+	_, err = bullav1.NewSessionsClient(t.security.Conn()).RevokeSession(ctx, &bullav1.RevokeSessionRequest{Id: s.SessionID, Reason: "the demo ends it between two uses"})
+	if err != nil {
+		return "", client.FromStatus(err)
+	}
+	if err := s.Use(func([]byte) error { return nil }); !errors.Is(err, client.ErrEnded) {
+		return "", fmt.Errorf("a use after the revocation: %w", errors.Join(errors.New("want the answer that the session has ended"), err))
+	}
+	seen, err := t.tail(ctx, from)
+	if err != nil {
+		return "", err
+	}
+	used := 0
+	for _, e := range seen {
+		if b, ok := e.body.(event.SessionUsed); ok && b.Session.String() == s.SessionID {
+			used++
+		}
+	}
+	if used != 2 {
+		return "", fmt.Errorf("the ledger has %d uses, want 2", used)
+	}
+	return fmt.Sprintf("the envelope of %s opens to ciphertext; each of 2 uses took a share that the broker gave out once and counted; "+
+		"security revokes the session with 1 left, and that one is refused", gatedSecret), nil
 }

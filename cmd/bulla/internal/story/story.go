@@ -27,6 +27,7 @@ import (
 const (
 	standardSecret = "demo/database"
 	highSecret     = "demo/signing-key"
+	gatedSecret    = "demo/master-key"
 	noSecret       = "demo/nothing"
 )
 
@@ -109,6 +110,7 @@ func (t *teller) parts() []part {
 		{"deliver", t.deliver},
 		{"open", t.open},
 		{"receipt", t.receipt},
+		{"gated", t.gated},
 		{"revoke", t.revoke},
 		{"refused-after-revoke", t.refusedAfterRevoke},
 		{"verify-log", t.verifyLog},

@@ -1,0 +1,317 @@
+package broker
+
+import (
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/envelope"
+	"github.com/bulla-project/bulla/keyring/epoch"
+	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/session"
+)
+
+// useRetry is how long the answer to a use is given again.
+const useRetry = 5 * time.Minute
+
+// Use gives out the share for one use of a gated session. It is the release path once more, for a body that the
+// client has already: the share leaves only when the ledger has counted it, and the policy is asked each time.
+func (b *Broker) Use(ctx context.Context, in *bullav1.SignedRequest) (*bullav1.UseReply, error) {
+	now := b.now()
+	who, err := b.request(ctx, now, bullav1.Broker_Use_FullMethodName, in)
+	if err != nil {
+		return nil, err
+	}
+	reply, err := twice(func() (*bullav1.UseReply, error) { return b.use(ctx, now, who) })
+	if err != nil {
+		return nil, b.answer(ctx, who.caller, err)
+	}
+	reply.NextNonce = who.conn.next()
+	return reply, nil
+}
+
+// use decides on a proven request for a share and gives it out, or refuses.
+func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.UseReply, error) {
+	if err := b.tree.Stopped(); err != nil { // what no signed log will ever hold does not leave
+		return nil, err
+	}
+	s, number, err := b.wanted(ctx, now, who) // strictly parsed; this instance's session, which is gated
+	if err != nil {
+		return nil, err
+	}
+	share, err := b.share(ctx, now, s, number) // nothing to decide about where there is none
+	if err != nil {
+		return nil, err
+	}
+	active, err := b.current(ctx) // the revision that decides now
+	if err != nil {
+		return nil, err
+	}
+	device, err := b.passport(ctx, active, who) // attestation, as it is now
+	if err != nil {
+		return nil, err
+	}
+	now = device.notBefore(now)
+	asked, err := askedBy(s)
+	if err != nil {
+		return nil, err
+	}
+	target, err := b.target(ctx, asked) // the version that was delivered, or that there is none any more
+	if err != nil {
+		return nil, err
+	}
+	signals := b.signals(ctx, now, who, asked, recipientOf(s), device, target) // context
+	verdict, err := b.decide(ctx, active, signals)                             // risk and policy
+	if err != nil {
+		return nil, err
+	}
+	permit, denied := verdict.permit()
+	if denied != nil {
+		if reply, err := b.usedBefore(ctx, now, who, s, number, share, active); reply != nil || err != nil { // permitted before
+			return reply, err
+		}
+		return nil, b.deny(ctx, now, who, denied, target)
+	}
+	if unmet := permit.stillMet(now, s); unmet != "" { // obligations
+		return nil, b.unmet(ctx, now, who, permit, unmet)
+	}
+	return b.count(ctx, now, who, s, number, share, permit, device, target) // ledger commit, or what the request got before
+}
+
+// wanted parses the payload and finds the session. One of another instance looks like none.
+func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (session.Session, uint32, error) {
+	var in bullav1.UseRequest
+	if err := strictProto(who.payload, &in); err != nil {
+		return session.Session{}, 0, b.invalid(ctx, now, who, "the payload is not a UseRequest")
+	}
+	s, err := b.ownSession(ctx, now, who, in.GetSessionId())
+	if err != nil {
+		return session.Session{}, 0, err
+	}
+	if s.Epoch == "" || in.GetNumber() == 0 || in.GetNumber() > s.Uses {
+		return session.Session{}, 0, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s and has shares 1 to %d", s.Grade, s.Uses))
+	}
+	ended, err := b.overtaken(ctx, s)
+	if err != nil {
+		return session.Session{}, 0, err
+	}
+	state := s.StateAt(now)
+	lastUse := state == session.Exhausted && now.Before(s.Expires.Time()) // its answer may have got lost
+	if ended || state.Ended() && !lastUse {
+		return session.Session{}, 0, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
+	}
+	return s, in.GetNumber(), nil
+}
+
+// share derives a share. A session whose epoch is over, or was another process's, is ended: none of its shares can
+// ever be given out.
+func (b *Broker) share(ctx context.Context, now time.Time, s session.Session, number uint32) (envelope.Share, error) {
+	shares, err := b.epochs.Shares(now, s.Epoch, s.ID.String())
+	if errors.Is(err, epoch.ErrGone) {
+		if err := b.endEpoch(ctx, now, s); err != nil {
+			return envelope.Share{}, err
+		}
+		return envelope.Share{}, refuse(codes.FailedPrecondition, checkSession, "%v, as after a restart of the broker: get the secret again", err)
+	}
+	if err != nil {
+		return envelope.Share{}, err
+	}
+	return shares(number), nil
+}
+
+// askedBy is what a session was asked for, to be decided again: its very version.
+func askedBy(s session.Session) (ask, error) {
+	name, err := secret.ParseName(s.Secret)
+	return ask{name: name, version: secret.Version(s.Version), grade: s.Grade}, err
+}
+
+// recipientOf is the key that the session's envelope was sealed to.
+func recipientOf(s session.Session) policy.Recipient {
+	suite, err := envelope.ParseSuite(s.Suite)
+	if err != nil { // no suite that is known is worse than none
+		return policy.Recipient{}
+	}
+	return policy.Recipient{Suite: int64(suite.Number()), InHardware: s.InHardware}
+}
+
+// stillMet says which obligation of a fresh permit the session does not meet.
+func (p permit) stillMet(now time.Time, s session.Session) (unmet string) {
+	o := p.decision.Obligations
+	if _, unmet := demanded(o); unmet != "" {
+		return unmet
+	}
+	suite, err := envelope.ParseSuite(s.Suite)
+	switch {
+	case o.TimeBound == nil:
+		return "the policy permits without a time bound, and nothing is released for ever"
+	case !now.Before(expiry(s.Issued.Time(), o.TimeBound.TTLSeconds, 0)):
+		return "the policy lets a session live for less time by now: get the secret again"
+	case o.UsageLimit != nil && int64(s.Used) >= o.UsageLimit.MaxUses:
+		return "the policy permits fewer uses by now: get the secret again"
+	case o.QuantumResistant != nil && (err != nil || !suite.PostQuantum()):
+		return "the policy demands a post-quantum suite by now: get the secret again with HPKE-9-KE or HPKE-8-KE"
+	case o.ForwardSecrecy != nil && s.InHardware:
+		return "the policy demands a fresh recipient key by now, and that of the session lives in hardware"
+	}
+	return ""
+}
+
+// count commits the use and makes the reply. The ledger refuses it when the session has ended, the share was given
+// out, or what the decision saw has changed.
+func (b *Broker) count(
+	ctx context.Context, now time.Time, who request, s session.Session, number uint32, share envelope.Share, permit permit, device device, target target,
+) (*bullav1.UseReply, error) {
+	used := event.New(now, who.caller.id.String(), event.SessionUsed{
+		Session: s.ID, Number: number, Nonce: who.nonce[:], Exporter: who.conn.exporter[:], PayloadSHA256: sha256.Sum256(who.payload),
+		Signature: who.signature, Decision: permit.record(who.id),
+	})
+	reply := &bullav1.UseReply{EventId: used.ID.String()}
+	stored, err := proto.Marshal(reply) // without the share, which is never written
+	if err != nil {
+		return nil, err
+	}
+	result, err := b.ledger.Commit(ctx, ledger.Commit{
+		Event:    used,
+		Require:  append([]ledger.Precondition{permit.active.unchanged(), target.unchanged()}, device.unchanged()...),
+		Counters: permit.rate(now),
+		Request: &ledger.Request{
+			Key: useKey(s.ID, number), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
+		},
+	})
+	switch {
+	case errors.Is(err, ledger.ErrDuplicateRequest): // the same use again, and still permitted
+		before, err := b.usedBefore(ctx, now, who, s, number, share, nil)
+		if before == nil && err == nil {
+			err = b.spent(ctx, now, who, s, number) // too long ago
+		}
+		return before, err
+	case errors.Is(err, ledger.ErrTransition):
+		return nil, b.spent(ctx, now, who, s, number)
+	case errors.Is(err, ledger.ErrLimit):
+		b.limits.refused(who.caller.id.String(), now, 1)
+		return nil, err
+	case err != nil:
+		return nil, err
+	}
+	b.metrics.uses.Inc()
+	return b.hand(ctx, reply, s.ID, share, result.Index)
+}
+
+// hand adds the share, and what is known only after the commit.
+func (b *Broker) hand(ctx context.Context, reply *bullav1.UseReply, id event.ID, share envelope.Share, index int64) (*bullav1.UseReply, error) {
+	s, _, err := b.ledger.Session(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	reply.Share, reply.UsesLeft, reply.LogIndex, reply.Checkpoint = share[:], s.Uses-s.Used, index, b.tree.Checkpoint()
+	return reply, nil
+}
+
+// usedBefore gives the same share again for the same request of the same instance, for as long as the answer is
+// kept and the session lives, or was ended by that very use. With a revision, only what that one permitted counts.
+func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s session.Session, number uint32, share envelope.Share, by *active) (*bullav1.UseReply, error) {
+	before, err := b.ledger.Request(ctx, useKey(s.ID, number))
+	if errors.Is(err, ledger.ErrNotFound) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	if before.Owner != useOwner(who) {
+		return nil, b.spent(ctx, now, who, s, number)
+	}
+	if !now.Before(before.Expires) {
+		return nil, nil
+	}
+	reply := new(bullav1.UseReply)
+	if err := proto.Unmarshal(before.Reply, reply); err != nil {
+		return nil, err
+	}
+	id, err := event.ParseID(reply.GetEventId())
+	if err != nil {
+		return nil, err
+	}
+	at, err := b.ledger.Find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	if used, ok := at.Event.Body.(event.SessionUsed); !ok || by != nil && used.Decision.Sequence != by.sequence {
+		return nil, nil
+	}
+	again, _, err := b.ledger.Session(ctx, s.ID) // it may have ended since it was read
+	if err != nil {
+		return nil, err
+	}
+	if state := again.StateAt(now); state.Ended() && state != session.Exhausted {
+		return nil, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
+	}
+	return b.hand(ctx, reply, s.ID, share, at.Index)
+}
+
+// spent records and says why a share can't be given out (any more).
+func (b *Broker) spent(ctx context.Context, now time.Time, who request, s session.Session, number uint32) error {
+	again, _, err := b.ledger.Session(ctx, s.ID)
+	if err != nil {
+		return err
+	}
+	text := fmt.Sprintf("share %d of the session was given out: use another one", number)
+	if state := again.StateAt(now); state.Ended() {
+		text = fmt.Sprintf("the session is %s: get the secret again", state)
+	}
+	return b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), text)
+}
+
+// endEpoch ends a session whose shares are gone.
+func (b *Broker) endEpoch(ctx context.Context, now time.Time, s session.Session) error {
+	err := b.record(context.WithoutCancel(ctx), event.New(now, s.Principal, event.SessionRevoked{Session: s.ID, Reason: "the epoch of its shares is over"}))
+	if errors.Is(err, ledger.ErrTransition) { // it ended in another way
+		return nil
+	}
+	return err
+}
+
+// endEpochs ends the gated sessions of the process before this one. No session of the kind is older than an epoch.
+func (b *Broker) endEpochs(ctx context.Context) error {
+	now := b.now()
+	query := ledger.SessionQuery{States: []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}, Max: ledger.MaxPage}
+	for {
+		page, err := b.ledger.Sessions(ctx, query)
+		if err != nil || len(page) == 0 {
+			return err
+		}
+		for _, s := range page {
+			if now.Sub(s.Issued.Time()) > epoch.Life {
+				return nil
+			}
+			if s.Epoch == "" {
+				continue
+			}
+			if _, err := b.epochs.Shares(now, s.Epoch, s.ID.String()); !errors.Is(err, epoch.ErrGone) {
+				continue
+			}
+			if err := b.endEpoch(ctx, now, s); err != nil {
+				return err
+			}
+		}
+		query.Before = page[len(page)-1].ID.String()
+	}
+}
+
+func useKey(id event.ID, number uint32) string { return fmt.Sprintf("use/%s/%d", id, number) }
+
+// useOwner is whom and what a share was for: this request of this instance.
+func useOwner(who request) [32]byte {
+	h := sha256.New()
+	h.Write([]byte("bulla-use-owner/v1\x00" + who.instance.thumbprint + "\x00" + who.id + "\x00"))
+	h.Write(who.payload)
+	return [32]byte(h.Sum(nil))
+}
