@@ -29,6 +29,11 @@ type primitives struct {
 	fsync    time.Duration // wall clock of one write and fsync
 }
 
+// useFloor is the sum that a gated use is compared with.
+func (p primitives) useFloor(call time.Duration) time.Duration {
+	return call + p.verify + p.evaluate + p.append
+}
+
 // floor is the sum that the broker is compared with: two bare calls and the primitives of one delivery.
 func (p primitives) floor(call time.Duration) time.Duration {
 	return 2*call + 2*p.verify + p.evaluate + p.seal + p.sign + 2*p.append

@@ -22,6 +22,7 @@ const (
 	requestSize = 1700 // bytes: a signed request with a hybrid recipient key
 	replySize   = 4096 // bytes: an envelope with what stands beside it
 	benchSecret = "demo/bench"
+	gatedSecret = "demo/bench-gated"
 )
 
 // echoService answers each request with replySize bytes.
@@ -48,6 +49,7 @@ type load struct {
 type row struct {
 	callers         int
 	deliver, simple load
+	use             load // of a gated session
 }
 
 // measure loads the broker and the bare server with the same number of callers, one after the other.
@@ -75,6 +77,10 @@ func measure(ctx context.Context, broker, bare *process, callers int, length tim
 	if err != nil {
 		return row{}, fmt.Errorf("deliver: %w", err)
 	}
+	use, err := run(ctx, broker, callers, length, uses(c))
+	if err != nil {
+		return row{}, fmt.Errorf("use: %w", err)
+	}
 	src, err := certs.Open(ctx, certs.Config{EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
 	if err != nil {
 		return row{}, err
@@ -88,10 +94,35 @@ func measure(ctx context.Context, broker, bare *process, callers int, length tim
 	simple, err := run(ctx, bare, callers, length, func(ctx context.Context) error {
 		return conn.Invoke(ctx, echoMethod, wrapperspb.Bytes(make([]byte, requestSize)), new(wrapperspb.BytesValue))
 	})
-	return row{callers, deliver, simple}, err
+	return row{callers, deliver, simple, use}, err
 }
 
-// putSecret makes the secret that is delivered.
+// uses gives a function that uses a gated session, and gets the next one when its thousand uses are spent.
+func uses(c *client.Client) func(context.Context) error {
+	idle := make(chan *client.Secret, 1024)
+	return func(ctx context.Context) error {
+		var s *client.Secret
+		select {
+		case s = <-idle:
+		default:
+		}
+		if s == nil || !more(s) {
+			var err error
+			if s, err = c.Get(ctx, gatedSecret, client.WithGrade("gated"), client.WithUses(1000)); err != nil {
+				return err
+			}
+		}
+		defer func() { idle <- s }()
+		return s.UseContext(ctx, func([]byte) error { return nil })
+	}
+}
+
+func more(s *client.Secret) bool {
+	left, _ := s.UsesLeft()
+	return left > 0
+}
+
+// putSecret makes the secrets that are delivered.
 func putSecret(ctx context.Context, broker *process) error {
 	env, err := broker.env("operator")
 	if err != nil {
@@ -102,10 +133,15 @@ func putSecret(ctx context.Context, broker *process) error {
 		return err
 	}
 	defer c.Close()
-	_, err = bullav1.NewSecretsClient(c.Conn()).PutSecret(ctx, &bullav1.PutSecretRequest{
-		Name: benchSecret, Class: "standard", Value: make([]byte, 32), RequestId: event.NewID(time.Now()).String(),
-	})
-	return err
+	for _, name := range []string{benchSecret, gatedSecret} {
+		_, err = bullav1.NewSecretsClient(c.Conn()).PutSecret(ctx, &bullav1.PutSecretRequest{
+			Name: name, Class: "standard", Value: make([]byte, 32), RequestId: event.NewID(time.Now()).String(),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // run calls f from many goroutines for a while, after a fifth of that time to warm up.

@@ -65,7 +65,7 @@ func (r *Rig) RawSVID(svid *x509svid.SVID, key *ecdsa.PrivateKey) *Raw {
 	conn := r.Reach(r.Showing(svid))
 	w := &Raw{
 		Conn: conn, Broker: bullav1.NewBrokerClient(conn), Key: key, Name: reqproof.Thumbprint(&key.PublicKey),
-		Leaf: svid.Certificates[0], SVIDKey: svid.PrivateKey, ID: svid.ID.String(), t: r.t,
+		Leaf: svid.Certificates[0], SVIDKey: svid.PrivateKey, ID: svid.ID.String(), t: r.t, now: time.Now,
 	}
 	w.Challenge(nil)
 	if err := w.Bind(); err != nil {

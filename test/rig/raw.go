@@ -36,7 +36,8 @@ type Raw struct {
 	ID       string
 	Keys     *envelope.KeySet
 
-	t testing.TB
+	t   testing.TB
+	now func() time.Time // the broker's clock
 }
 
 // Raw connects as name with an instance key of its own, bound and ready.
@@ -60,7 +61,10 @@ func (r *Rig) RawWith(name string, key *ecdsa.PrivateKey) *Raw {
 	conn := r.Dial(certs.ClientTLS(src, ID("bulla/broker")))
 	w := &Raw{
 		Conn: conn, Broker: bullav1.NewBrokerClient(conn), Key: key, Name: reqproof.Thumbprint(&key.PublicKey),
-		Leaf: svid.Certificates[0], SVIDKey: svid.PrivateKey, ID: svid.ID.String(), t: r.t,
+		Leaf: svid.Certificates[0], SVIDKey: svid.PrivateKey, ID: svid.ID.String(), t: r.t, now: r.cfg.Now,
+	}
+	if w.now == nil {
+		w.now = time.Now
 	}
 	w.Challenge(nil)
 	if err := w.Bind(); err != nil {
@@ -95,7 +99,7 @@ func (w *Raw) challenge(binding []byte) error {
 
 // Bind binds the instance key to the SVID of the connection.
 func (w *Raw) Bind() error {
-	binding, err := reqproof.SignBinding(w.SVIDKey, w.Leaf, &w.Key.PublicKey, time.Now().Add(time.Hour))
+	binding, err := reqproof.SignBinding(w.SVIDKey, w.Leaf, &w.Key.PublicKey, w.now().Add(time.Hour))
 	if err != nil {
 		return err
 	}
