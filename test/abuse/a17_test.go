@@ -100,24 +100,36 @@ func TestAbuse_A18_policy_minimum(t *testing.T) {
 	code(t, ask(envelope.SuiteP256(), func(q *bullav1.DeliverRequest) { q.Suite = "HPKE-9-KE" }), codes.InvalidArgument, "does not belong to suite")
 	code(t, ask(envelope.SuiteHybridX25519(), func(q *bullav1.DeliverRequest) { q.Suite = "HPKE-8-KE" }), codes.InvalidArgument, "does not belong to suite")
 	code(t, ask(envelope.SuiteHybridX25519(), func(q *bullav1.DeliverRequest) { q.Suite = "none" }), codes.InvalidArgument, "unknown suite")
-	// A harder grade is asked for than the broker has: nothing weaker is given instead.
+	// A harder grade is asked for than the broker has: nothing weaker is given instead. This version was out at grade
+	// open by now, so that gated can't be had either.
 	for _, grade := range []string{"gated", "proxied", "leased"} {
 		err := ask(envelope.SuiteHybridX25519(), func(q *bullav1.DeliverRequest) { q.Grade = grade })
 		wantCode(t, "grade "+grade, err, codes.PermissionDenied, "grade")
 	}
 }
 
-// A policy that demands a grade which this broker can't enforce gives nothing at all.
+// A policy that demands a grade which this broker can't enforce gives nothing at all; one that it can enforce is
+// enforced, whatever the client asks for.
 func TestAbuse_A18_grade(t *testing.T) {
-	r := rig.Start(t, rig.Config{Policy: func(files map[string]string) {
-		files["data/classes.yaml"] = string(bytes.Replace([]byte(files["data/classes.yaml"]),
-			[]byte("usage_limit: {max_uses: 1000, grade: open}"), []byte("usage_limit: {max_uses: 1000, grade: gated}"), 1))
-	}})
-	r.Put("demo/hello", "standard", "hello")
-	_, _, err := r.Raw("workload").Deliver(t.Context(), "demo/hello")
-	wantCode(t, "a usage limit at grade gated", err, codes.PermissionDenied, "grade")
-	if n := len(of[event.SessionIssued](r.Events())); n != 0 {
-		t.Errorf("%d sessions", n)
+	for grade, delivered := range map[string]bool{"gated": true, "proxied": false, "leased": false} {
+		t.Run(grade, func(t *testing.T) {
+			r := rig.Start(t, rig.Config{Policy: func(files map[string]string) {
+				files["data/classes.yaml"] = string(bytes.Replace([]byte(files["data/classes.yaml"]),
+					[]byte("usage_limit: {max_uses: 1000, grade: open}"), []byte("usage_limit: {max_uses: 1000, grade: "+grade+"}"), 1))
+			}})
+			r.Put("demo/hello", "standard", "hello")
+			reply, _, err := r.Raw("workload").Deliver(t.Context(), "demo/hello", func(q *bullav1.DeliverRequest) { q.Grade = "open" })
+			if delivered {
+				if err != nil || reply.GetGrade() != grade {
+					t.Errorf("a usage limit at grade %s: delivered at %q, %v", grade, reply.GetGrade(), err)
+				}
+				return
+			}
+			wantCode(t, "a usage limit at grade "+grade, err, codes.PermissionDenied, "grade")
+			if n := len(of[event.SessionIssued](r.Events())); n != 0 {
+				t.Errorf("%d sessions", n)
+			}
+		})
 	}
 }
 

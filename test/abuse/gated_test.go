@@ -100,7 +100,7 @@ func TestAbuse_A20_parallel_uses(t *testing.T) {
 	first := r.Raw("workload")
 	for round := range rounds {
 		w := r.RawWith("workload", first.Key) // a connection keeps 256 nonces, and these calls leave many unspent
-		ahead.Add(int64(10 * time.Second)) // refused calls have an allowance, which has to fill up again
+		ahead.Add(int64(10 * time.Second))    // refused calls have an allowance, which has to fill up again
 		const racing, total, left = 64, 8, 3
 		s := deliverGated(t, w, "demo/gated", "s3cret", total)
 		for number := uint32(1); number <= total-left; number++ {

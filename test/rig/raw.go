@@ -145,11 +145,14 @@ func (w *Raw) Ask(name string) (*bullav1.DeliverRequest, *envelope.Recipient) {
 	return &bullav1.DeliverRequest{Name: name, Suite: r.Suite().String(), RecipientKey: r.PublicKey()}, r
 }
 
-// Deliver asks for name over a fresh challenge.
-func (w *Raw) Deliver(ctx context.Context, name string) (*bullav1.DeliverReply, *envelope.Recipient, error) {
+// Deliver asks for name over a fresh challenge, with the changes to the question.
+func (w *Raw) Deliver(ctx context.Context, name string, change ...func(*bullav1.DeliverRequest)) (*bullav1.DeliverReply, *envelope.Recipient, error) {
 	w.t.Helper()
 	w.Challenge(nil)
 	ask, recipient := w.Ask(name)
+	for _, f := range change {
+		f(ask)
+	}
 	reply, err := w.Broker.Deliver(ctx, w.Sign(bullav1.Broker_Deliver_FullMethodName, ask))
 	return reply, recipient, err
 }
