@@ -141,7 +141,7 @@ func sessionReply(s session.Session, now time.Time) *bullav1.Session {
 		Id: s.ID.String(), State: string(s.StateAt(now)), Principal: s.Principal, Secret: s.Secret, Version: s.Version, Grade: s.Grade,
 		IssuedAt: stamp(s.Issued), ExpiresAt: stamp(s.Expires), RevokedAt: stamp(s.RevokedAt), ConfirmedAt: stamp(s.ConfirmedAt),
 		EndedAt: stamp(s.EndedAt), Reason: s.Reason, Instance: s.Instance, Device: s.Device, Suite: s.Suite,
-		EnvelopeDigest: s.EnvelopeDigest.String(), Revision: s.Revision.String(), Uses: s.Uses, Used: s.Used,
+		EnvelopeDigest: s.EnvelopeDigest.String(), Revision: s.Revision.String(), Uses: s.Uses, Used: s.Used, Offline: s.Offline, Ahead: s.Ahead,
 	}
 }
 

@@ -92,14 +92,14 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		Envelope: sealed.Bytes, SessionId: sealed.Context.Session, Risk: riskReply(terms.decision.Risk),
 		Policy:      &bullav1.PolicyRef{Revision: terms.active.sequence, Digest: terms.active.digest.String()},
 		Attestation: device.encoded, ExpiresAt: timestamppb.New(terms.expires), Grade: string(terms.grade),
-		Uses: terms.uses, UsesEnforcedBy: sealed.Context.UsesEnforcedBy, ReceiptRequired: !terms.receiptBy.IsZero(),
+		Uses: terms.uses, UsesEnforcedBy: sealed.Context.UsesEnforcedBy, Offline: terms.offline, ReceiptRequired: !terms.receiptBy.IsZero(),
 	}
 	issued := event.New(now, who.caller.id.String(), event.SessionIssued{
 		Session: session, Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: device.id,
 		Secret: asked.name.String(), Version: target.version.Version, Class: target.secret.Class, Grade: string(terms.grade),
 		Suite: asked.recipient.Suite().String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
-		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, InHardware: terms.signals.Recipient.InHardware,
+		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, Offline: terms.offline, InHardware: terms.signals.Recipient.InHardware,
 		Decision: terms.record(who.id),
 	})
 	reply.EventId = issued.ID.String()

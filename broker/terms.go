@@ -26,6 +26,7 @@ type terms struct {
 	receiptBy time.Time // zero: no receipt is demanded
 	uses      uint32    // 0: not counted
 	epoch     string    // of the use shares, at grade gated
+	offline   uint32    // of the uses, those that may be fetched ahead
 	counters  []ledger.Counter
 }
 
@@ -77,6 +78,9 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 		var end time.Time
 		if t.epoch, end = epochs.Current(now); end.Before(t.expires) {
 			t.expires = end.Truncate(time.Second)
+		}
+		if o.UsageLimit != nil {
+			t.offline = uint32(min(o.UsageLimit.Offline, int64(t.uses)))
 		}
 	}
 	t.counters = p.rate(now)

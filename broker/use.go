@@ -44,11 +44,11 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 	if err := b.tree.Stopped(); err != nil { // what no signed log will ever hold does not leave
 		return nil, err
 	}
-	s, number, err := b.wanted(ctx, now, who) // strictly parsed; this instance's session, which is gated
+	s, want, err := b.wanted(ctx, now, who) // strictly parsed; this instance's session, which is gated
 	if err != nil {
 		return nil, err
 	}
-	share, err := b.share(ctx, now, s, number) // nothing to decide about where there is none
+	share, err := b.share(ctx, now, s, want.number) // nothing to decide about where there is none
 	if err != nil {
 		return nil, err
 	}
@@ -75,41 +75,51 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 		return nil, err
 	}
 	permit, denied := verdict.permit()
-	if denied != nil {
-		if reply, err := b.usedBefore(ctx, now, who, s, number, share, active); reply != nil || err != nil { // permitted before
+	unmet := ""
+	if denied == nil {
+		unmet = permit.stillMet(now, s, want) // obligations
+	}
+	if denied != nil || unmet != "" {
+		if reply, err := b.usedBefore(ctx, now, who, s, want, share, active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
-		return nil, b.deny(ctx, now, who, denied, target)
-	}
-	if unmet := permit.stillMet(now, s); unmet != "" { // obligations
+		if denied != nil {
+			return nil, b.deny(ctx, now, who, denied, target)
+		}
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
-	return b.count(ctx, now, who, s, number, share, permit, device, target) // ledger commit, or what the request got before
+	return b.count(ctx, now, who, s, want, share, permit, device, target) // ledger commit, or what the request got before
+}
+
+// wanted is the share that a Use call asks for.
+type wanted struct {
+	number uint32
+	ahead  bool // for a time without the broker
 }
 
 // wanted parses the payload and finds the session. One of another instance looks like none.
-func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (session.Session, uint32, error) {
+func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (session.Session, wanted, error) {
 	var in bullav1.UseRequest
 	if err := strictProto(who.payload, &in); err != nil {
-		return session.Session{}, 0, b.invalid(ctx, now, who, "the payload is not a UseRequest")
+		return session.Session{}, wanted{}, b.invalid(ctx, now, who, "the payload is not a UseRequest")
 	}
 	s, err := b.ownSession(ctx, now, who, in.GetSessionId())
 	if err != nil {
-		return session.Session{}, 0, err
+		return session.Session{}, wanted{}, err
 	}
 	if s.Epoch == "" || in.GetNumber() == 0 || in.GetNumber() > s.Uses {
-		return session.Session{}, 0, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s and has shares 1 to %d", s.Grade, s.Uses))
+		return session.Session{}, wanted{}, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s and has shares 1 to %d", s.Grade, s.Uses))
 	}
 	ended, err := b.overtaken(ctx, s)
 	if err != nil {
-		return session.Session{}, 0, err
+		return session.Session{}, wanted{}, err
 	}
 	state := s.StateAt(now)
 	lastUse := state == session.Exhausted && now.Before(s.Expires.Time()) // its answer may have got lost
 	if ended || state.Ended() && !lastUse {
-		return session.Session{}, 0, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
+		return session.Session{}, wanted{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
 	}
-	return s, in.GetNumber(), nil
+	return s, wanted{in.GetNumber(), in.GetAhead()}, nil
 }
 
 // share derives a share. A session whose epoch is over, or was another process's, is ended: none of its shares can
@@ -144,7 +154,7 @@ func recipientOf(s session.Session) policy.Recipient {
 }
 
 // stillMet says which obligation of a fresh permit the session does not meet.
-func (p permit) stillMet(now time.Time, s session.Session) (unmet string) {
+func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet string) {
 	o := p.decision.Obligations
 	if _, unmet := demanded(o); unmet != "" {
 		return unmet
@@ -157,6 +167,8 @@ func (p permit) stillMet(now time.Time, s session.Session) (unmet string) {
 		return "the policy lets a session live for less time by now: get the secret again"
 	case o.UsageLimit != nil && int64(s.Used) >= o.UsageLimit.MaxUses:
 		return "the policy permits fewer uses by now: get the secret again"
+	case want.ahead && (o.UsageLimit == nil || int64(s.Ahead) >= min(o.UsageLimit.Offline, int64(s.Offline))):
+		return "the policy permits no more shares of this session ahead of their use"
 	case o.QuantumResistant != nil && (err != nil || !suite.PostQuantum()):
 		return "the policy demands a post-quantum suite by now: get the secret again with HPKE-9-KE or HPKE-8-KE"
 	case o.ForwardSecrecy != nil && s.InHardware:
@@ -168,10 +180,10 @@ func (p permit) stillMet(now time.Time, s session.Session) (unmet string) {
 // count commits the use and makes the reply. The ledger refuses it when the session has ended, the share was given
 // out, or what the decision saw has changed.
 func (b *Broker) count(
-	ctx context.Context, now time.Time, who request, s session.Session, number uint32, share envelope.Share, permit permit, device device, target target,
+	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, permit permit, device device, target target,
 ) (*bullav1.UseReply, error) {
 	used := event.New(now, who.caller.id.String(), event.SessionUsed{
-		Session: s.ID, Number: number, Nonce: who.nonce[:], Exporter: who.conn.exporter[:], PayloadSHA256: sha256.Sum256(who.payload),
+		Session: s.ID, Number: want.number, Ahead: want.ahead, Nonce: who.nonce[:], Exporter: who.conn.exporter[:], PayloadSHA256: sha256.Sum256(who.payload),
 		Signature: who.signature, Decision: permit.record(who.id),
 	})
 	reply := &bullav1.UseReply{EventId: used.ID.String()}
@@ -184,18 +196,18 @@ func (b *Broker) count(
 		Require:  append([]ledger.Precondition{permit.active.unchanged(), target.unchanged()}, device.unchanged()...),
 		Counters: permit.rate(now),
 		Request: &ledger.Request{
-			Key: useKey(s.ID, number), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
+			Key: useKey(s.ID, want.number), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
 		},
 	})
 	switch {
 	case errors.Is(err, ledger.ErrDuplicateRequest): // the same use again, and still permitted
-		before, err := b.usedBefore(ctx, now, who, s, number, share, nil)
+		before, err := b.usedBefore(ctx, now, who, s, want, share, nil)
 		if before == nil && err == nil {
-			err = b.spent(ctx, now, who, s, number) // too long ago
+			err = b.spent(ctx, now, who, s, want) // too long ago
 		}
 		return before, err
 	case errors.Is(err, ledger.ErrTransition):
-		return nil, b.spent(ctx, now, who, s, number)
+		return nil, b.spent(ctx, now, who, s, want)
 	case errors.Is(err, ledger.ErrLimit):
 		b.limits.refused(who.caller.id.String(), now, 1)
 		return nil, err
@@ -218,8 +230,8 @@ func (b *Broker) hand(ctx context.Context, reply *bullav1.UseReply, id event.ID,
 
 // usedBefore gives the same share again for the same request of the same instance, for as long as the answer is
 // kept and the session lives, or was ended by that very use. With a revision, only what that one permitted counts.
-func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s session.Session, number uint32, share envelope.Share, by *active) (*bullav1.UseReply, error) {
-	before, err := b.ledger.Request(ctx, useKey(s.ID, number))
+func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, by *active) (*bullav1.UseReply, error) {
+	before, err := b.ledger.Request(ctx, useKey(s.ID, want.number))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
 	}
@@ -227,7 +239,7 @@ func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s s
 		return nil, err
 	}
 	if before.Owner != useOwner(who) {
-		return nil, b.spent(ctx, now, who, s, number)
+		return nil, b.spent(ctx, now, who, s, want)
 	}
 	if !now.Before(before.Expires) {
 		return nil, nil
@@ -258,13 +270,15 @@ func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s s
 }
 
 // spent records and says why a share can't be given out (any more).
-func (b *Broker) spent(ctx context.Context, now time.Time, who request, s session.Session, number uint32) error {
+func (b *Broker) spent(ctx context.Context, now time.Time, who request, s session.Session, want wanted) error {
 	again, _, err := b.ledger.Session(ctx, s.ID)
 	if err != nil {
 		return err
 	}
-	text := fmt.Sprintf("share %d of the session was given out: use another one", number)
-	if state := again.StateAt(now); state.Ended() {
+	text := fmt.Sprintf("share %d of the session was given out: use another one", want.number)
+	if state := again.StateAt(now); !state.Ended() && want.ahead && !again.HasSpent(want.number) {
+		text = fmt.Sprintf("the session gives %d shares ahead of their use, and did: use the others when they are needed", again.Offline)
+	} else if state.Ended() {
 		text = fmt.Sprintf("the session is %s: get the secret again", state)
 	}
 	return b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), text)

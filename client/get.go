@@ -142,7 +142,7 @@ func (c *Client) acknowledge(ctx context.Context, s *Secret, opened *envelope.Op
 func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened *envelope.Opened) (*Secret, error) {
 	s := &Secret{
 		Name: name.String(), Version: secret.Version(opened.Context.SecretVersion), SessionID: opened.Context.Session,
-		Grade: string(opened.Context.Grade), Expires: time.Unix(opened.Context.Expires, 0).UTC(), UsesEnforcedBy: opened.Context.UsesEnforcedBy,
+		Grade: string(opened.Context.Grade), Expires: time.Unix(opened.Context.Expires, 0).UTC(), UsesEnforcedBy: opened.Context.UsesEnforcedBy, Offline: uint32(opened.Context.Offline),
 		Suite: suiteName(opened), PolicyRevision: reply.GetPolicy().GetRevision(), PolicyDigest: reply.GetPolicy().GetDigest(),
 		Attestation: reply.GetAttestation(), RiskScore: opened.Context.RiskScore, Receipt: ReceiptPending,
 		EnvelopeDigest: event.Digest(opened.Digest).String(), LogIndex: reply.GetLogIndex(),

@@ -33,7 +33,8 @@ type Secret struct {
 	Grade          string
 	Suite          string
 	Expires        time.Time
-	UsesEnforcedBy string // "client" where uses are counted
+	UsesEnforcedBy string // who counts the uses, "client" or "broker"; "" where they are not counted
+	Offline        uint32 // of the uses, those that FetchAhead may fetch
 	RiskScore      int
 	RiskFactors    []RiskFactor
 	PolicyRevision uint64
@@ -56,6 +57,9 @@ type Secret struct {
 	left    uint32
 	taken   uint32     // shares that were asked for, at grade gated
 	pending []shareAsk // of them, those whose answer did not come
+	ahead   []shareAhead
+	fetched uint32 // shares that were asked for ahead
+	offline uint32 // uses that were made of them
 	closed  bool
 }
 
@@ -87,17 +91,18 @@ func (s *Secret) usable() error {
 		return fmt.Errorf("use %s: %w: it was closed", s.Name, ErrEnded)
 	case !s.client.cfg.Now().Before(s.Expires):
 		return fmt.Errorf("use %s: %w: session %s expired at %s", s.Name, ErrEnded, s.SessionID, s.Expires.Format(time.RFC3339))
-	case s.counted && s.left == 0:
+	case s.counted && s.left == 0 && len(s.ahead) == 0:
 		return fmt.Errorf("use %s: %w: session %s has no uses left", s.Name, ErrEnded, s.SessionID)
 	}
 	return nil
 }
 
-// UsesLeft returns how many uses are left, and false where they are not limited.
+// UsesLeft returns how many uses are left, those that were fetched ahead among them, and false where they are not
+// limited.
 func (s *Secret) UsesLeft() (n uint32, limited bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.left, s.counted
+	return s.left + uint32(len(s.ahead)), s.counted
 }
 
 // State asks the broker how the session stands: confirmed, revoked, expired, …
@@ -127,6 +132,8 @@ func (s *Secret) Close() {
 
 func (s *Secret) zero() {
 	s.closed = true
+	clear(s.ahead)
+	s.ahead = nil
 	s.value.Zero()
 	s.opened.Wipe()
 }

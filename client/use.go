@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -19,12 +20,14 @@ type shareAsk struct {
 	number uint32
 	req    *sent
 	again  bool // it was sent before, and the answer did not come
+	ahead  bool // for a time without the broker
 }
 
 // UseContext is Use with a context. At grade gated it gets one share from the broker, which asks the policy again and
 // counts the use before the share moves; it attests the device where the policy wants that. The plaintext exists
 // while f runs, in memory of its own, and is wiped afterwards. A use whose answer got lost is asked for again by the
-// next call, and burns nothing. Calls may run side by side.
+// next call, and burns nothing. When the broker can't be reached, a share is taken that FetchAhead fetched. Calls may
+// run side by side.
 func (s *Secret) UseContext(ctx context.Context, f func(plaintext []byte) error) error {
 	if s.Grade != string(envelope.GradeGated) {
 		return s.Use(f)
@@ -40,7 +43,10 @@ func (s *Secret) UseContext(ctx context.Context, f func(plaintext []byte) error)
 // openOnce gets a share and opens the body with it.
 func (s *Secret) openOnce(ctx context.Context) (secret.Bytes, error) {
 	for {
-		ask, err := s.takeShare()
+		ask, err := s.takeShare(false)
+		if errors.Is(err, errOnlyAhead) {
+			return s.openAhead(ctx)
+		}
 		if err != nil {
 			return secret.Bytes{}, err
 		}
@@ -48,6 +54,12 @@ func (s *Secret) openOnce(ctx context.Context) (secret.Bytes, error) {
 		switch {
 		case err == nil:
 			return s.openWith(ask.number, reply)
+		case errors.Is(err, ErrUnavailable):
+			s.giveBack(ask)
+			if plain, ok := s.openOffline(); ok {
+				return plain, nil
+			}
+			return secret.Bytes{}, err
 		case !errors.Is(err, ErrEnded):
 			s.giveBack(ask)
 			return secret.Bytes{}, err
@@ -58,21 +70,27 @@ func (s *Secret) openOnce(ctx context.Context) (secret.Bytes, error) {
 	}
 }
 
-// takeShare picks the share to ask for: one whose answer did not come, or the next.
-func (s *Secret) takeShare() (shareAsk, error) {
+// takeShare picks the share to ask for: one whose answer did not come, or the next. A question that was sent is asked
+// again as it was, so one for a use now is never made one for a share ahead. With errOnlyAhead all were asked for.
+func (s *Secret) takeShare(ahead bool) (shareAsk, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err := s.usable(); err != nil {
 		return shareAsk{}, err
 	}
-	s.left--
-	if n := len(s.pending); n > 0 {
-		ask := s.pending[n-1]
-		s.pending = s.pending[:n-1]
-		return ask, nil
+	for i := len(s.pending) - 1; i >= 0; i-- {
+		if ask := s.pending[i]; ask.ahead || !ahead {
+			s.pending = slices.Delete(s.pending, i, i+1)
+			s.left--
+			return ask, nil
+		}
 	}
+	if int(s.left) == len(s.pending) {
+		return shareAsk{}, errOnlyAhead
+	}
+	s.left--
 	s.taken++
-	return shareAsk{number: s.taken, req: &sent{id: newRequestID(s.client)}}, nil
+	return shareAsk{number: s.taken, req: &sent{id: newRequestID(s.client)}, ahead: ahead}, nil
 }
 
 // giveBack keeps a share whose answer did not come for the next use.
@@ -87,7 +105,7 @@ func (s *Secret) giveBack(ask shareAsk) {
 // getShare asks the broker, and once more after an attestation if the policy wants one.
 func (s *Secret) getShare(ctx context.Context, ask shareAsk) (*bullav1.UseReply, error) {
 	c := s.client
-	in := &bullav1.UseRequest{SessionId: s.SessionID, Number: ask.number}
+	in := &bullav1.UseRequest{SessionId: s.SessionID, Number: ask.number, Ahead: ask.ahead}
 	reply, err := call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(in), c.broker.Use)
 	var refused *Refusal
 	if errors.As(err, &refused) && c.kind() != "" && refused.attestable(string(c.kind())) {

@@ -36,32 +36,34 @@ const (
 )
 
 // Context is what stands on an envelope in the clear: signed, bound into the encryption, and written to the log.
-// Its JSON form has the fields in this order, all of them, without white space; nothing else is accepted.
+// Its JSON form has the fields in this order, without white space, all of them but an offline of 0; nothing else is
+// accepted.
 type Context struct {
-	Version        string   `json:"v"`                // LabelContext; Seal fills it in
-	Session        string   `json:"sid"`              // session id
-	Request        string   `json:"rid"`              // the client's request id
-	Issuer         string   `json:"iss"`              // SPIFFE ID of the broker
-	Subject        string   `json:"sub"`              // SPIFFE ID of the principal
-	Instance       string   `json:"inst"`             // JWK thumbprint of the instance key
-	Audience       string   `json:"aud"`              // who may open it
-	Secret         Digest   `json:"secret"`           // keyed hash of the secret's name
-	SecretVersion  uint64   `json:"secret_version"`   // from 1
-	IssuedAt       int64    `json:"iat"`              // unix seconds
-	NotBefore      int64    `json:"nbf"`              // unix seconds
-	Expires        int64    `json:"exp"`              // unix seconds; at this second it is over
-	Grade          Grade    `json:"grade"`            //
-	Uses           uint64   `json:"uses"`             // 0 = not counted
-	UsesEnforcedBy string   `json:"uses_enforced_by"` // UsesByClient or UsesByBroker; empty if not counted
-	Places         []string `json:"places"`           // where it may be used, sorted; empty = anywhere
-	Revision       Digest   `json:"revision"`         // of the policy that permitted it
-	RiskScore      int      `json:"risk"`             // 0 to 100
-	RiskModel      Digest   `json:"risk_model"`       //
-	Attestation    Digest   `json:"attestation"`      // of the attestation result; absent if none was relied on
-	Channel        Digest   `json:"channel"`          // TLS exporter value of the connection
-	ReceiptLock    Digest   `json:"lock"`             // SHA-256(r); Seal fills it in
-	LogOrigin      string   `json:"log"`              // origin of the log that holds the event
-	Suite          uint64   `json:"hs"`               // Suite.Number; Seal fills it in
+	Version        string   `json:"v"`                 // LabelContext; Seal fills it in
+	Session        string   `json:"sid"`               // session id
+	Request        string   `json:"rid"`               // the client's request id
+	Issuer         string   `json:"iss"`               // SPIFFE ID of the broker
+	Subject        string   `json:"sub"`               // SPIFFE ID of the principal
+	Instance       string   `json:"inst"`              // JWK thumbprint of the instance key
+	Audience       string   `json:"aud"`               // who may open it
+	Secret         Digest   `json:"secret"`            // keyed hash of the secret's name
+	SecretVersion  uint64   `json:"secret_version"`    // from 1
+	IssuedAt       int64    `json:"iat"`               // unix seconds
+	NotBefore      int64    `json:"nbf"`               // unix seconds
+	Expires        int64    `json:"exp"`               // unix seconds; at this second it is over
+	Grade          Grade    `json:"grade"`             //
+	Uses           uint64   `json:"uses"`              // 0 = not counted
+	UsesEnforcedBy string   `json:"uses_enforced_by"`  // UsesByClient or UsesByBroker; empty if not counted
+	Offline        uint64   `json:"offline,omitempty"` // of the uses, those that may be fetched ahead; at grade gated
+	Places         []string `json:"places"`            // where it may be used, sorted; empty = anywhere
+	Revision       Digest   `json:"revision"`          // of the policy that permitted it
+	RiskScore      int      `json:"risk"`              // 0 to 100
+	RiskModel      Digest   `json:"risk_model"`        //
+	Attestation    Digest   `json:"attestation"`       // of the attestation result; absent if none was relied on
+	Channel        Digest   `json:"channel"`           // TLS exporter value of the connection
+	ReceiptLock    Digest   `json:"lock"`              // SHA-256(r); Seal fills it in
+	LogOrigin      string   `json:"log"`               // origin of the log that holds the event
+	Suite          uint64   `json:"hs"`                // Suite.Number; Seal fills it in
 }
 
 // Validate reports everything that is wrong with the context. Each fault wraps [ErrInvalid].
@@ -150,6 +152,8 @@ func (c *Context) validateLimits(bad func(field, rule string)) {
 		bad("uses_enforced_by", "must be client or broker")
 	case c.Uses > 1<<32:
 		bad("uses", "too many")
+	case c.Offline > c.Uses, c.Offline > 0 && c.Grade != GradeGated:
+		bad("offline", "must be at most uses, at grade gated alone")
 	}
 	if len(c.Places) > maxPlaces {
 		bad("places", fmt.Sprintf("must be at most %d", maxPlaces))

@@ -91,9 +91,11 @@ type TimeBound struct {
 	Grade      Grade `json:"grade"`
 }
 
-// UsageLimit allows MaxUses uses, at least 1.
+// UsageLimit allows MaxUses uses, at least 1. Of those at grade gated, Offline may be fetched ahead, for a time when the
+// broker can't be reached: they are counted when they are fetched, and neither revocation nor expiry calls them back.
 type UsageLimit struct {
 	MaxUses int64 `json:"max_uses"`
+	Offline int64 `json:"offline,omitempty"`
 	Grade   Grade `json:"grade"`
 }
 

@@ -87,7 +87,7 @@ func decodeObligations(v ast.Value) (Obligations, error) {
 		case "time_bound":
 			o.TimeBound = &TimeBound{TTLSeconds: p.number("ttl_seconds", 1, maxSeconds), Grade: p.grade()}
 		case "usage_limit":
-			o.UsageLimit = &UsageLimit{MaxUses: p.number("max_uses", 1, maxCount), Grade: p.grade()}
+			o.UsageLimit = &UsageLimit{MaxUses: p.number("max_uses", 1, maxCount), Offline: p.optionalNumber("offline", 0, maxCount), Grade: p.grade()}
 		case "rate_limit":
 			o.RateLimit = &RateLimit{
 				Key: p.optionalText("key"), Max: p.number("max", 1, maxCount),
@@ -200,6 +200,13 @@ func (p *part) number(name string, lo, hi int64) int64 {
 		return 0
 	}
 	return i
+}
+
+func (p *part) optionalNumber(name string, lo, hi int64) int64 {
+	if p.obj.Get(ast.InternedTerm(name)) == nil {
+		return 0
+	}
+	return p.number(name, lo, hi)
 }
 
 func (p *part) text(name string) string {

@@ -70,9 +70,11 @@ type Session struct {
 	EnvelopeDigest event.Digest `json:"envelope_digest"`
 	ReceiptLock    event.Digest `json:"receipt_lock"`
 	Uses           uint32       `json:"uses,omitempty"`
-	Used           uint32       `json:"used,omitempty"`  // uses that the broker counted, at grade gated
-	Spent          string       `json:"spent,omitempty"` // hexadecimal: a bit for each share that was given out, from the lowest of the first byte
-	Epoch          string       `json:"epoch,omitempty"` // of the use shares
+	Used           uint32       `json:"used,omitempty"`    // uses that the broker counted, at grade gated
+	Spent          string       `json:"spent,omitempty"`   // hexadecimal: a bit for each share that was given out, from the lowest of the first byte
+	Epoch          string       `json:"epoch,omitempty"`   // of the use shares
+	Offline        uint32       `json:"offline,omitempty"` // of the uses, those that may be fetched ahead
+	Ahead          uint32       `json:"ahead,omitempty"`   // and those that were
 	InHardware     bool         `json:"in_hardware,omitempty"`
 	Issued         event.Time   `json:"issued_at"`
 	Expires        event.Time   `json:"expires_at"`
@@ -102,7 +104,7 @@ func Open(e event.Event) (Session, error) {
 	return Session{
 		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
 		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
-		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, InHardware: b.InHardware, Issued: e.Time,
+		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, Offline: b.Offline, InHardware: b.InHardware, Issued: e.Time,
 		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision,
 	}, nil
 }
@@ -126,7 +128,7 @@ func Apply(s Session, e event.Event) (Session, error) {
 		}
 		s.State = Unconfirmed
 	case event.SessionUsed:
-		return s.use(b.Number, e.Time)
+		return s.use(b.Number, b.Ahead, e.Time)
 	case event.SessionRevoked:
 		s.State, s.RevokedAt, s.EndedAt, s.Reason = Revoked, e.Time, e.Time, b.Reason
 	case event.SessionClosed:
@@ -143,12 +145,18 @@ func Apply(s Session, e event.Event) (Session, error) {
 }
 
 // use spends a share. The signed request for it is a receipt as good as any; the last use ends the session.
-func (s Session) use(number uint32, at event.Time) (Session, error) {
+// One that is fetched ahead is a use like any other, and there are only so many.
+func (s Session) use(number uint32, ahead bool, at event.Time) (Session, error) {
 	switch {
 	case s.Epoch == "" || !at.Time().Before(s.Expires.Time()):
 		return s, fmt.Errorf("session %s is %s, of grade %s: %w", s.ID, s.StateAt(at.Time()), s.Grade, ErrTransition)
 	case number == 0 || number > s.Uses || s.HasSpent(number):
 		return s, fmt.Errorf("session %s has no share %d, or gave it out before: %w", s.ID, number, ErrTransition)
+	case ahead && s.Ahead >= s.Offline:
+		return s, fmt.Errorf("session %s gives %d shares ahead of their use, and did: %w", s.ID, s.Offline, ErrTransition)
+	}
+	if ahead {
+		s.Ahead++
 	}
 	spent := make([]byte, (s.Uses+7)/8)
 	_, _ = hex.Decode(spent, []byte(s.Spent)) // which is what this wrote

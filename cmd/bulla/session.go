@@ -58,12 +58,15 @@ type sessionDetails struct {
 	PolicyDigest   string  `json:"policy_digest"`
 	Uses           *uint32 `json:"uses"` // null: not counted
 	Used           *uint32 `json:"used"` // null: not by the broker
+	Offline        uint32  `json:"offline"`
+	Ahead          uint32  `json:"ahead"`
 }
 
 func newSessionDetails(s *bullav1.Session) sessionDetails {
 	d := sessionDetails{
 		sessionJSON: newSessionJSON(s), ConfirmedAt: momentOrNull(s.GetConfirmedAt()), EndedAt: momentOrNull(s.GetEndedAt()), Instance: s.GetInstance(),
 		Device: s.GetDevice(), Suite: s.GetSuite(), EnvelopeDigest: s.GetEnvelopeDigest(), PolicyDigest: s.GetRevision(),
+		Offline: s.GetOffline(), Ahead: s.GetAhead(),
 	}
 	if n := s.GetUses(); n > 0 {
 		d.Uses = &n
@@ -79,6 +82,8 @@ func usesOf(s *bullav1.Session) string {
 	switch {
 	case s.GetUses() == 0:
 		return ""
+	case s.GetGrade() == "gated" && s.GetOffline() > 0:
+		return fmt.Sprintf("%d of %d, by the broker's count; %d of them ahead of their use, at most %d", s.GetUsed(), s.GetUses(), s.GetAhead(), s.GetOffline())
 	case s.GetGrade() == "gated":
 		return fmt.Sprintf("%d of %d, by the broker's count", s.GetUsed(), s.GetUses())
 	}

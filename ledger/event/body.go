@@ -136,6 +136,7 @@ type SessionIssued struct {
 	ReceiptBy      Time     `json:"receipt_by,omitzero"`
 	Uses           uint32   `json:"uses,omitempty"`
 	Epoch          string   `json:"epoch,omitempty"`       // of the use shares, at grade gated
+	Offline        uint32   `json:"offline,omitempty"`     // of the uses, those that may be fetched ahead
 	InHardware     bool     `json:"in_hardware,omitempty"` // the recipient key, as the device certified it
 	Decision       Decision `json:"decision"`
 }
@@ -167,7 +168,8 @@ type SessionConfirmed struct {
 // it is there before the share moves.
 type SessionUsed struct {
 	Session       ID       `json:"session"`
-	Number        uint32   `json:"number"` // of the share, from 1; not the order of uses
+	Number        uint32   `json:"number"`          // of the share, from 1; not the order of uses
+	Ahead         bool     `json:"ahead,omitempty"` // fetched for a time without the broker: when it is used, if ever, is not known
 	Nonce         []byte   `json:"nonce"`
 	Exporter      []byte   `json:"exporter"`
 	PayloadSHA256 Digest   `json:"payload_sha256"`

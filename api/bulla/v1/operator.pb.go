@@ -464,8 +464,10 @@ type Session struct {
 	Suite          string                 `protobuf:"bytes,15,opt,name=suite,proto3" json:"suite,omitempty"`
 	EnvelopeDigest string                 `protobuf:"bytes,16,opt,name=envelope_digest,json=envelopeDigest,proto3" json:"envelope_digest,omitempty"`
 	Revision       string                 `protobuf:"bytes,17,opt,name=revision,proto3" json:"revision,omitempty"`
-	Uses           uint32                 `protobuf:"varint,18,opt,name=uses,proto3" json:"uses,omitempty"` // 0: not counted
-	Used           uint32                 `protobuf:"varint,19,opt,name=used,proto3" json:"used,omitempty"` // by the broker's count, at grade gated
+	Uses           uint32                 `protobuf:"varint,18,opt,name=uses,proto3" json:"uses,omitempty"`       // 0: not counted
+	Used           uint32                 `protobuf:"varint,19,opt,name=used,proto3" json:"used,omitempty"`       // by the broker's count, at grade gated
+	Offline        uint32                 `protobuf:"varint,20,opt,name=offline,proto3" json:"offline,omitempty"` // uses that may be fetched ahead
+	Ahead          uint32                 `protobuf:"varint,21,opt,name=ahead,proto3" json:"ahead,omitempty"`     // and those that were
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -629,6 +631,20 @@ func (x *Session) GetUses() uint32 {
 func (x *Session) GetUsed() uint32 {
 	if x != nil {
 		return x.Used
+	}
+	return 0
+}
+
+func (x *Session) GetOffline() uint32 {
+	if x != nil {
+		return x.Offline
+	}
+	return 0
+}
+
+func (x *Session) GetAhead() uint32 {
+	if x != nil {
+		return x.Ahead
 	}
 	return 0
 }
@@ -2309,7 +2325,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"Z\n" +
 	"\x10ListSecretsReply\x122\n" +
 	"\asecrets\x18\x01 \x03(\v2\x18.bulla.v1.SecretMetadataR\asecrets\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\tR\x04next\"\x89\x05\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\xb9\x05\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
@@ -2332,7 +2348,9 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x0fenvelope_digest\x18\x10 \x01(\tR\x0eenvelopeDigest\x12\x1a\n" +
 	"\brevision\x18\x11 \x01(\tR\brevision\x12\x12\n" +
 	"\x04uses\x18\x12 \x01(\rR\x04uses\x12\x12\n" +
-	"\x04used\x18\x13 \x01(\rR\x04used\"#\n" +
+	"\x04used\x18\x13 \x01(\rR\x04used\x12\x18\n" +
+	"\aoffline\x18\x14 \x01(\rR\aoffline\x12\x14\n" +
+	"\x05ahead\x18\x15 \x01(\rR\x05ahead\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\x13ListSessionsRequest\x12\x1c\n" +

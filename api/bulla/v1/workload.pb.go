@@ -496,6 +496,7 @@ type DeliverReply struct {
 	LeafEventCommitment []byte                 `protobuf:"bytes,14,opt,name=leaf_event_commitment,json=leafEventCommitment,proto3" json:"leaf_event_commitment,omitempty"`
 	Grade               string                 `protobuf:"bytes,15,opt,name=grade,proto3" json:"grade,omitempty"`
 	EventId             string                 `protobuf:"bytes,16,opt,name=event_id,json=eventId,proto3" json:"event_id,omitempty"` // of the event that records the delivery
+	Offline             uint32                 `protobuf:"varint,17,opt,name=offline,proto3" json:"offline,omitempty"`               // of the uses, those whose shares may be fetched ahead
 	unknownFields       protoimpl.UnknownFields
 	sizeCache           protoimpl.SizeCache
 }
@@ -640,6 +641,13 @@ func (x *DeliverReply) GetEventId() string {
 		return x.EventId
 	}
 	return ""
+}
+
+func (x *DeliverReply) GetOffline() uint32 {
+	if x != nil {
+		return x.Offline
+	}
+	return 0
 }
 
 type Risk struct {
@@ -946,6 +954,7 @@ type UseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
 	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // of the share, from 1 to the session's uses, in any order; each is given out once
+	Ahead         bool                   `protobuf:"varint,3,opt,name=ahead,proto3" json:"ahead,omitempty"`   // for a time without the broker: only where the session allows it
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -992,6 +1001,13 @@ func (x *UseRequest) GetNumber() uint32 {
 		return x.Number
 	}
 	return 0
+}
+
+func (x *UseRequest) GetAhead() bool {
+	if x != nil {
+		return x.Ahead
+	}
+	return false
 }
 
 type UseReply struct {
@@ -1316,7 +1332,7 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\x05grade\x18\x05 \x01(\tR\x05grade\x12\x19\n" +
 	"\bmax_uses\x18\x06 \x01(\rR\amaxUses\x12\x1f\n" +
 	"\vttl_seconds\x18\a \x01(\rR\n" +
-	"ttlSeconds\"\xc0\x04\n" +
+	"ttlSeconds\"\xda\x04\n" +
 	"\fDeliverReply\x12\x1a\n" +
 	"\benvelope\x18\x01 \x01(\fR\benvelope\x12\x1d\n" +
 	"\n" +
@@ -1340,7 +1356,8 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"next_nonce\x18\r \x01(\fR\tnextNonce\x122\n" +
 	"\x15leaf_event_commitment\x18\x0e \x01(\fR\x13leafEventCommitment\x12\x14\n" +
 	"\x05grade\x18\x0f \x01(\tR\x05grade\x12\x19\n" +
-	"\bevent_id\x18\x10 \x01(\tR\aeventId\"L\n" +
+	"\bevent_id\x18\x10 \x01(\tR\aeventId\x12\x18\n" +
+	"\aoffline\x18\x11 \x01(\rR\aoffline\"L\n" +
 	"\x04Risk\x12\x14\n" +
 	"\x05score\x18\x01 \x01(\rR\x05score\x12.\n" +
 	"\afactors\x18\x02 \x03(\v2\x14.bulla.v1.RiskFactorR\afactors\"f\n" +
@@ -1363,12 +1380,13 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\x10AcknowledgeReply\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"C\n" +
+	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"Y\n" +
 	"\n" +
 	"UseRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
-	"\x06number\x18\x02 \x01(\rR\x06number\"\xb4\x01\n" +
+	"\x06number\x18\x02 \x01(\rR\x06number\x12\x14\n" +
+	"\x05ahead\x18\x03 \x01(\bR\x05ahead\"\xb4\x01\n" +
 	"\bUseReply\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\fR\x05share\x12\x1b\n" +
 	"\tuses_left\x18\x02 \x01(\rR\busesLeft\x12\x19\n" +
