@@ -48,36 +48,46 @@ type world struct {
 func (x *world) now() time.Time { return time.Now().Add(time.Duration(x.ahead.Load())) }
 
 // TestGatedSessionsAgainstAModel does random things with gated sessions (deliver, use, retry, revoke, let time pass,
-// restart, change the policy) and compares each answer with that of a model that fits on a page.
+// restart, change the policy) and compares each answer with that of a model that fits on a page. A million steps with
+// BULLA_TEST_LONG=1.
 func TestGatedSessionsAgainstAModel(t *testing.T) {
 	t.Parallel()
-	steps := 1500
+	worlds, steps := 1, 1500
 	if os.Getenv("BULLA_TEST_LONG") == "1" {
-		steps = 60_000
+		worlds, steps = 8, 125_000
 	}
-	seed := uint64(time.Now().UnixNano())
+	for range worlds {
+		seed := rand.Uint64()
+		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
+			t.Parallel()
+			walk(t, seed, steps)
+		})
+	}
+}
+
+func walk(t *testing.T, seed uint64, steps int) {
 	x := &world{t: t, random: rand.New(rand.NewPCG(seed, 1)), ahead: new(atomic.Int64), granted: true}
 	x.r = rig.Start(t, rig.Config{SVIDTTL: 1000 * time.Hour, Now: x.now})
 	x.r.Put("demo/gated", "standard", "s3cret")
 	x.w = x.r.Raw("workload")
 	for step := range steps {
 		var name string
-		switch n := x.random.IntN(1000); {
-		case n < 150:
+		switch n := x.random.IntN(2000); {
+		case n < 200:
 			name = x.deliver()
-		case n < 750:
+		case n < 1500:
 			name = x.use()
-		case n < 900:
+		case n < 1830:
 			name = x.retry()
-		case n < 950:
+		case n < 1890:
 			name = x.revoke()
-		case n < 990:
+		case n < 1994:
 			name = "time"
 			x.ahead.Add(int64(time.Duration(1+x.random.IntN(120)) * time.Second))
 			if x.w.Bind() != nil {
 				t.Error("the instance key can't be bound again")
 			}
-		case n < 995:
+		case n < 1997:
 			name = x.restart()
 		default:
 			name = x.push()
