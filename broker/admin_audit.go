@@ -22,6 +22,8 @@ const (
 	auditPage = 256
 	// recheck is how often a stream that waits looks at its caller's certificate again.
 	recheck = time.Second
+	// signOfLife is how often long work says that it goes on.
+	signOfLife = time.Second
 )
 
 // auditor is the service that gives out the record.
@@ -140,21 +142,29 @@ func replyDigest(e event.Event) event.Digest {
 	return event.Digest{}
 }
 
-// CheckRebuild makes the state again from the events of one snapshot, and compares.
-func (s auditor) CheckRebuild(ctx context.Context, _ *bullav1.CheckRebuildRequest) (*bullav1.CheckRebuildReply, error) {
+// CheckRebuild makes the state again from the events of one snapshot, and compares. Its caller hears now and then that
+// it goes on.
+func (s auditor) CheckRebuild(_ *bullav1.CheckRebuildRequest, out grpc.ServerStreamingServer[bullav1.CheckRebuildReply]) error {
+	ctx := out.Context()
 	op, err := s.read(ctx, policy.ActionAuditRebuild, policy.Resource{Kind: policy.KindAudit})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	report, err := s.ledger.Check(ctx)
+	said := time.Now()
+	report, err := s.ledger.Check(ctx, func(done, total int64) {
+		if time.Since(said) > signOfLife {
+			said = time.Now()
+			_ = out.Send(&bullav1.CheckRebuildReply{Events: done, Of: total}) // a caller that went away ends ctx
+		}
+	})
 	if err != nil {
-		return nil, s.answer(ctx, op.caller, err)
+		return s.answer(ctx, op.caller, err)
 	}
-	out := &bullav1.CheckRebuildReply{Events: report.Events, Rows: report.Rows}
+	reply := &bullav1.CheckRebuildReply{Events: report.Events, Rows: report.Rows, Of: report.Events, Report: true}
 	for _, d := range report.Differences {
-		out.Differences = append(out.Differences, d.Where+": "+d.What)
+		reply.Differences = append(reply.Differences, d.Where+": "+d.What)
 	}
-	return out, nil
+	return out.Send(reply)
 }
 
 // Prove gives inclusion and consistency proofs to every member of an allowed trust domain: they hold hashes,

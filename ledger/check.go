@@ -47,8 +47,13 @@ func (r *Report) add(what string, format string, args ...any) {
 //
 // Request rows and counters are no projections and are not looked at. Memory: the rows, except that of a
 // session that has ended only a digest is kept.
-func Check(ctx context.Context, snap Snapshot, keys *keyring.Ring) (Report, error) {
-	c := checker{snap: snap, opener: newOpener(keys, snap), rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}}
+//
+// progress, if it is not nil, is called now and then with the number of events that were looked at, and of all.
+func Check(ctx context.Context, snap Snapshot, keys *keyring.Ring, progress func(done, total int64)) (Report, error) {
+	if progress == nil {
+		progress = func(int64, int64) {}
+	}
+	c := checker{snap: snap, progress: progress, opener: newOpener(keys, snap), rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}}
 	c.report.Differences = []Difference{}
 	if err := c.events(ctx); err != nil {
 		return Report{}, fmt.Errorf("check ledger: %w", err)
@@ -69,9 +74,11 @@ type endedRow struct {
 }
 
 type checker struct {
-	snap   Snapshot
-	opener *opener
-	report Report
+	snap     Snapshot
+	progress func(done, total int64)
+	size     int64
+	opener   *opener
+	report   Report
 
 	rows  map[RowKey]Row
 	ended map[event.ID]endedRow
@@ -83,6 +90,7 @@ func (c *checker) events(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.size = size
 	for next := int64(0); next < size; {
 		page, err := c.snap.Events(ctx, next, MaxPage)
 		if err != nil {
@@ -98,6 +106,7 @@ func (c *checker) events(ctx context.Context) error {
 			next = s.Index + 1
 			c.report.Events++
 		}
+		c.progress(c.report.Events, size)
 		if len(page) == 0 {
 			c.report.add(fmt.Sprintf("they are missing, the store says it has %d", size), "events from %d", next)
 			break
@@ -156,6 +165,7 @@ func (c *checker) compare(ctx context.Context, kind Kind) error {
 			c.report.Rows++
 			c.row(r)
 		}
+		c.progress(c.report.Events, c.size)
 		if len(rows) == 0 {
 			return nil
 		}

@@ -179,8 +179,8 @@ func (l *Ledger) Result(ctx context.Context, index int64) (Result, error) {
 }
 
 // Check compares the state with the events; see the function Check.
-func (l *Ledger) Check(ctx context.Context) (Report, error) {
-	return with(ctx, l, func(s Snapshot) (Report, error) { return Check(ctx, s, l.keys) })
+func (l *Ledger) Check(ctx context.Context, progress func(done, total int64)) (Report, error) {
+	return with(ctx, l, func(s Snapshot) (Report, error) { return Check(ctx, s, l.keys, progress) })
 }
 
 func page(max int) int {

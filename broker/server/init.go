@@ -103,7 +103,7 @@ func (s *stores) begin(ctx context.Context, cfg config.Config, product string, a
 }
 
 // CheckStopped makes the state of a stopped broker again from its events, and compares.
-func CheckStopped(ctx context.Context, dataDir, kekFile string) (_ ledger.Report, err error) {
+func CheckStopped(ctx context.Context, dataDir, kekFile string, progress func(done, total int64)) (_ ledger.Report, err error) {
 	cfg := config.Config{DataDir: dataDir, Keyring: config.Keyring{KEKFile: kekFile}}
 	ring, err := keyring.OpenLocal(ctx, keyring.LocalConfig{Path: filepath.Join(dataDir, ringFile), KEKFile: kekFile})
 	if err != nil {
@@ -114,5 +114,5 @@ func CheckStopped(ctx context.Context, dataDir, kekFile string) (_ ledger.Report
 		return ledger.Report{}, err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	return s.ledger.Check(ctx)
+	return s.ledger.Check(ctx, progress)
 }

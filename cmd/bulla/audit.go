@@ -245,13 +245,25 @@ func (a *app) checkRebuild(c *cobra.Command, data, kek string) error {
 }
 
 func (a *app) liveRebuild(c *cobra.Command) (answer rebuildAnswer, err error) {
-	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) error {
-		reply, err := bullav1.NewAuditClient(conn).CheckRebuild(ctx, &bullav1.CheckRebuildRequest{})
+	err = a.withStream(c, a.timeout, func(ctx context.Context, conn *grpc.ClientConn, alive func()) error {
+		stream, err := bullav1.NewAuditClient(conn).CheckRebuild(ctx, &bullav1.CheckRebuildRequest{})
 		if err != nil {
 			return err
 		}
-		answer = rebuildAnswer{len(reply.GetDifferences()) == 0, reply.GetEvents(), reply.GetRows(), append([]string{}, reply.GetDifferences()...)}
-		return nil
+		progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "compared")
+		defer progress.Clear()
+		for {
+			reply, err := stream.Recv()
+			if err != nil { // io.EOF as well: the report did not come
+				return err
+			}
+			alive()
+			progress.Set(reply.GetEvents(), reply.GetOf())
+			if reply.GetReport() {
+				answer = rebuildAnswer{len(reply.GetDifferences()) == 0, reply.GetEvents(), reply.GetRows(), append([]string{}, reply.GetDifferences()...)}
+				return nil
+			}
+		}
 	})
 	return answer, err
 }
@@ -263,7 +275,9 @@ func (a *app) stoppedRebuild(c *cobra.Command, data, kek string) (rebuildAnswer,
 	a.holdsSecrets()
 	ctx, cancel := a.offline(c)
 	defer cancel()
-	report, err := server.CheckStopped(ctx, data, kek)
+	progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "compared")
+	report, err := server.CheckStopped(ctx, data, kek, progress.Set)
+	progress.Clear()
 	if err != nil {
 		return rebuildAnswer{}, err
 	}

@@ -163,7 +163,7 @@ func TestAbuse_A50_edited_rows(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer snap.Close() //nolint:errcheck // only read from
-			report, err := ledger.Check(t.Context(), snap, ring)
+			report, err := ledger.Check(t.Context(), snap, ring, nil)
 			if err != nil {
 				t.Fatal(err)
 			}

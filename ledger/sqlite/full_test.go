@@ -71,7 +71,7 @@ func fullChild(path string) error {
 	if _, err := l.Commit(ctx, storetest.Issue(storetest.Start, time.Hour, 0)); err != nil {
 		return err
 	}
-	report, err := l.Check(ctx)
+	report, err := l.Check(ctx, nil)
 	if err != nil || !report.OK() || report.Events < int64(len(storetest.Foundation())+done+1) {
 		return fmt.Errorf("check: %+v, %w", report, err)
 	}

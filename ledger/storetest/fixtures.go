@@ -97,7 +97,7 @@ func Commit(t testing.TB, l *ledger.Ledger, c ledger.Commit) ledger.Result {
 // MustCheck fails the test unless the state is what the events made.
 func MustCheck(t testing.TB, l *ledger.Ledger) ledger.Report {
 	t.Helper()
-	r, err := l.Check(t.Context())
+	r, err := l.Check(t.Context(), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -69,7 +69,7 @@ func (e *edited) exec(statement string, args ...any) {
 // found demands that the comparison with the events names the place.
 func (e *edited) found(where string) {
 	e.t.Helper()
-	report, err := server.CheckStopped(e.t.Context(), e.Config.DataDir, e.Config.Keyring.KEKFile)
+	report, err := server.CheckStopped(e.t.Context(), e.Config.DataDir, e.Config.Keyring.KEKFile, nil)
 	if err != nil {
 		e.t.Fatal(err)
 	}

@@ -301,7 +301,11 @@ func (r *Rig) Events() []event.Event {
 // Check rebuilds the state from the events and fails the test where they differ.
 func (r *Rig) Check() {
 	r.t.Helper()
-	report, err := bullav1.NewAuditClient(r.Client("auditor").Conn()).CheckRebuild(r.t.Context(), &bullav1.CheckRebuildRequest{})
+	stream, err := bullav1.NewAuditClient(r.Client("auditor").Conn()).CheckRebuild(r.t.Context(), &bullav1.CheckRebuildRequest{})
+	var report *bullav1.CheckRebuildReply
+	for err == nil && !report.GetReport() {
+		report, err = stream.Recv()
+	}
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -1973,9 +1973,11 @@ func (*CheckRebuildRequest) Descriptor() ([]byte, []int) {
 
 type CheckRebuildReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Events        int64                  `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"`
+	Events        int64                  `protobuf:"varint,1,opt,name=events,proto3" json:"events,omitempty"` // that were looked at so far
 	Rows          int64                  `protobuf:"varint,2,opt,name=rows,proto3" json:"rows,omitempty"`
 	Differences   []string               `protobuf:"bytes,3,rep,name=differences,proto3" json:"differences,omitempty"`
+	Of            int64                  `protobuf:"varint,4,opt,name=of,proto3" json:"of,omitempty"`         // so many events there are
+	Report        bool                   `protobuf:"varint,5,opt,name=report,proto3" json:"report,omitempty"` // false: only a sign of life
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2029,6 +2031,20 @@ func (x *CheckRebuildReply) GetDifferences() []string {
 		return x.Differences
 	}
 	return nil
+}
+
+func (x *CheckRebuildReply) GetOf() int64 {
+	if x != nil {
+		return x.Of
+	}
+	return 0
+}
+
+func (x *CheckRebuildReply) GetReport() bool {
+	if x != nil {
+		return x.Report
+	}
+	return false
 }
 
 type ProveRequest struct {
@@ -2441,11 +2457,13 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\n" +
 	"reply_salt\x18\x04 \x01(\fR\treplySalt\x12\x14\n" +
 	"\x05reply\x18\x05 \x01(\fR\x05reply\"\x15\n" +
-	"\x13CheckRebuildRequest\"a\n" +
+	"\x13CheckRebuildRequest\"\x89\x01\n" +
 	"\x11CheckRebuildReply\x12\x16\n" +
 	"\x06events\x18\x01 \x01(\x03R\x06events\x12\x12\n" +
 	"\x04rows\x18\x02 \x01(\x03R\x04rows\x12 \n" +
-	"\vdifferences\x18\x03 \x03(\tR\vdifferences\"?\n" +
+	"\vdifferences\x18\x03 \x03(\tR\vdifferences\x12\x0e\n" +
+	"\x02of\x18\x04 \x01(\x03R\x02of\x12\x16\n" +
+	"\x06report\x18\x05 \x01(\bR\x06report\"?\n" +
 	"\fProveRequest\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x19\n" +
 	"\bold_size\x18\x02 \x01(\x03R\aoldSize\"l\n" +
@@ -2482,11 +2500,11 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\bPolicies\x12A\n" +
 	"\fPushRevision\x12\x1d.bulla.v1.PushRevisionRequest\x1a\x12.bulla.v1.Revision\x12F\n" +
 	"\vGetRevision\x12\x1c.bulla.v1.GetRevisionRequest\x1a\x19.bulla.v1.RevisionArchive\x12M\n" +
-	"\rListRevisions\x12\x1e.bulla.v1.ListRevisionsRequest\x1a\x1c.bulla.v1.ListRevisionsReply2\xb6\x02\n" +
+	"\rListRevisions\x12\x1e.bulla.v1.ListRevisionsRequest\x1a\x1c.bulla.v1.ListRevisionsReply2\xb8\x02\n" +
 	"\x05Audit\x125\n" +
 	"\x04Tail\x12\x15.bulla.v1.TailRequest\x1a\x14.bulla.v1.AuditEvent0\x01\x129\n" +
-	"\x06Export\x12\x17.bulla.v1.ExportRequest\x1a\x14.bulla.v1.ExportItem0\x01\x12J\n" +
-	"\fCheckRebuild\x12\x1d.bulla.v1.CheckRebuildRequest\x1a\x1b.bulla.v1.CheckRebuildReply\x125\n" +
+	"\x06Export\x12\x17.bulla.v1.ExportRequest\x1a\x14.bulla.v1.ExportItem0\x01\x12L\n" +
+	"\fCheckRebuild\x12\x1d.bulla.v1.CheckRebuildRequest\x1a\x1b.bulla.v1.CheckRebuildReply0\x01\x125\n" +
 	"\x05Prove\x12\x16.bulla.v1.ProveRequest\x1a\x14.bulla.v1.ProveReply\x128\n" +
 	"\x06Doctor\x12\x17.bulla.v1.DoctorRequest\x1a\x15.bulla.v1.DoctorReplyB5Z3github.com/bulla-project/bulla/api/bulla/v1;bullav1b\x06proto3"
 

@@ -829,8 +829,9 @@ type AuditClient interface {
 	Tail(ctx context.Context, in *TailRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[AuditEvent], error)
 	// Export streams all that a verifier needs, up to the newest checkpoint.
 	Export(ctx context.Context, in *ExportRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[ExportItem], error)
-	// CheckRebuild compares the state with the events, on a snapshot.
-	CheckRebuild(ctx context.Context, in *CheckRebuildRequest, opts ...grpc.CallOption) (*CheckRebuildReply, error)
+	// CheckRebuild compares the state with the events, on a snapshot. Now and then it says how far it is; the last
+	// reply is the report.
+	CheckRebuild(ctx context.Context, in *CheckRebuildRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckRebuildReply], error)
 	// Prove gives the inclusion proof of a leaf, to any member: it tells nothing but hashes.
 	Prove(ctx context.Context, in *ProveRequest, opts ...grpc.CallOption) (*ProveReply, error)
 	// Health tells what an operator has to know before anything else.
@@ -883,15 +884,24 @@ func (c *auditClient) Export(ctx context.Context, in *ExportRequest, opts ...grp
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Audit_ExportClient = grpc.ServerStreamingClient[ExportItem]
 
-func (c *auditClient) CheckRebuild(ctx context.Context, in *CheckRebuildRequest, opts ...grpc.CallOption) (*CheckRebuildReply, error) {
+func (c *auditClient) CheckRebuild(ctx context.Context, in *CheckRebuildRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[CheckRebuildReply], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
-	out := new(CheckRebuildReply)
-	err := c.cc.Invoke(ctx, Audit_CheckRebuild_FullMethodName, in, out, cOpts...)
+	stream, err := c.cc.NewStream(ctx, &Audit_ServiceDesc.Streams[2], Audit_CheckRebuild_FullMethodName, cOpts...)
 	if err != nil {
 		return nil, err
 	}
-	return out, nil
+	x := &grpc.GenericClientStream[CheckRebuildRequest, CheckRebuildReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Audit_CheckRebuildClient = grpc.ServerStreamingClient[CheckRebuildReply]
 
 func (c *auditClient) Prove(ctx context.Context, in *ProveRequest, opts ...grpc.CallOption) (*ProveReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
@@ -921,8 +931,9 @@ type AuditServer interface {
 	Tail(*TailRequest, grpc.ServerStreamingServer[AuditEvent]) error
 	// Export streams all that a verifier needs, up to the newest checkpoint.
 	Export(*ExportRequest, grpc.ServerStreamingServer[ExportItem]) error
-	// CheckRebuild compares the state with the events, on a snapshot.
-	CheckRebuild(context.Context, *CheckRebuildRequest) (*CheckRebuildReply, error)
+	// CheckRebuild compares the state with the events, on a snapshot. Now and then it says how far it is; the last
+	// reply is the report.
+	CheckRebuild(*CheckRebuildRequest, grpc.ServerStreamingServer[CheckRebuildReply]) error
 	// Prove gives the inclusion proof of a leaf, to any member: it tells nothing but hashes.
 	Prove(context.Context, *ProveRequest) (*ProveReply, error)
 	// Health tells what an operator has to know before anything else.
@@ -943,8 +954,8 @@ func (UnimplementedAuditServer) Tail(*TailRequest, grpc.ServerStreamingServer[Au
 func (UnimplementedAuditServer) Export(*ExportRequest, grpc.ServerStreamingServer[ExportItem]) error {
 	return status.Error(codes.Unimplemented, "method Export not implemented")
 }
-func (UnimplementedAuditServer) CheckRebuild(context.Context, *CheckRebuildRequest) (*CheckRebuildReply, error) {
-	return nil, status.Error(codes.Unimplemented, "method CheckRebuild not implemented")
+func (UnimplementedAuditServer) CheckRebuild(*CheckRebuildRequest, grpc.ServerStreamingServer[CheckRebuildReply]) error {
+	return status.Error(codes.Unimplemented, "method CheckRebuild not implemented")
 }
 func (UnimplementedAuditServer) Prove(context.Context, *ProveRequest) (*ProveReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Prove not implemented")
@@ -995,23 +1006,16 @@ func _Audit_Export_Handler(srv interface{}, stream grpc.ServerStream) error {
 // This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
 type Audit_ExportServer = grpc.ServerStreamingServer[ExportItem]
 
-func _Audit_CheckRebuild_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
-	in := new(CheckRebuildRequest)
-	if err := dec(in); err != nil {
-		return nil, err
+func _Audit_CheckRebuild_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(CheckRebuildRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
 	}
-	if interceptor == nil {
-		return srv.(AuditServer).CheckRebuild(ctx, in)
-	}
-	info := &grpc.UnaryServerInfo{
-		Server:     srv,
-		FullMethod: Audit_CheckRebuild_FullMethodName,
-	}
-	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
-		return srv.(AuditServer).CheckRebuild(ctx, req.(*CheckRebuildRequest))
-	}
-	return interceptor(ctx, in, info, handler)
+	return srv.(AuditServer).CheckRebuild(m, &grpc.GenericServerStream[CheckRebuildRequest, CheckRebuildReply]{ServerStream: stream})
 }
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Audit_CheckRebuildServer = grpc.ServerStreamingServer[CheckRebuildReply]
 
 func _Audit_Prove_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(ProveRequest)
@@ -1057,10 +1061,6 @@ var Audit_ServiceDesc = grpc.ServiceDesc{
 	HandlerType: (*AuditServer)(nil),
 	Methods: []grpc.MethodDesc{
 		{
-			MethodName: "CheckRebuild",
-			Handler:    _Audit_CheckRebuild_Handler,
-		},
-		{
 			MethodName: "Prove",
 			Handler:    _Audit_Prove_Handler,
 		},
@@ -1078,6 +1078,11 @@ var Audit_ServiceDesc = grpc.ServiceDesc{
 		{
 			StreamName:    "Export",
 			Handler:       _Audit_Export_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "CheckRebuild",
+			Handler:       _Audit_CheckRebuild_Handler,
 			ServerStreams: true,
 		},
 	},

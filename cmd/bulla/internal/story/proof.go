@@ -70,7 +70,11 @@ func (t *teller) refusedAfterRevoke(ctx context.Context) (string, error) {
 
 // verifyLog exports the log, stops the broker, and verifies the export with the log's key alone.
 func (t *teller) verifyLog(ctx context.Context) (string, error) {
-	rebuilt, err := bullav1.NewAuditClient(t.auditor.Conn()).CheckRebuild(ctx, &bullav1.CheckRebuildRequest{})
+	stream, err := bullav1.NewAuditClient(t.auditor.Conn()).CheckRebuild(ctx, &bullav1.CheckRebuildRequest{})
+	var rebuilt *bullav1.CheckRebuildReply
+	for err == nil && !rebuilt.GetReport() {
+		rebuilt, err = stream.Recv()
+	}
 	if err != nil {
 		return "", fmt.Errorf("rebuild the state: %w", client.FromStatus(err))
 	}
