@@ -16,13 +16,13 @@ type history struct {
 	key      proofs.Key
 	next     int64
 	ids      map[event.ID]struct{}
-	ended    map[event.ID]struct{}
+	ended    map[event.ID]event.Time      // until when they can be revoked all the same: not zero for exhausted ones
 	sessions map[event.ID]session.Session // that have not ended
 }
 
 func newHistory(key proofs.Key) *history {
 	return &history{
-		key: key, ids: map[event.ID]struct{}{}, ended: map[event.ID]struct{}{}, sessions: map[event.ID]session.Session{},
+		key: key, ids: map[event.ID]struct{}{}, ended: map[event.ID]event.Time{}, sessions: map[event.ID]session.Session{},
 	}
 }
 
@@ -94,8 +94,11 @@ func (h *history) applyAll(ids []event.ID, e event.Event) error {
 
 func (h *history) apply(id event.ID, e event.Event) error {
 	s, ok := h.sessions[id]
-	if _, ended := h.ended[id]; ended {
-		return fmt.Errorf("%s for session %s, which has ended", e.Body.EventType(), id)
+	if until, ended := h.ended[id]; ended {
+		if until.IsZero() {
+			return fmt.Errorf("%s for session %s, which has ended", e.Body.EventType(), id)
+		}
+		s, ok = session.Session{ID: id, State: session.Exhausted, Expires: until}, true
 	}
 	if !ok {
 		return fmt.Errorf("%s for session %s, which was never issued", e.Body.EventType(), id)
@@ -106,7 +109,10 @@ func (h *history) apply(id event.ID, e event.Event) error {
 	}
 	if s.State.Ended() {
 		delete(h.sessions, id)
-		h.ended[id] = struct{}{}
+		h.ended[id] = event.Time{}
+		if s.State == session.Exhausted {
+			h.ended[id] = s.Expires
+		}
 		return nil
 	}
 	h.sessions[id] = s

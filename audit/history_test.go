@@ -24,6 +24,12 @@ func TestVerifyHistory(t *testing.T) {
 	confirmed := event.SessionConfirmed{Session: delivery.Session}
 	genesis := event.Genesis{Origin: testOrigin, LogKey: s.Key().String()}
 	open := later(0, delivery)
+	exhausted := issued("spiffe://dev.bulla.test/w", now)
+	exhausted.Grade, exhausted.Uses, exhausted.Epoch = "gated", 1, "e"
+	gated, revoked := later(0, exhausted), event.SessionRevoked{Session: exhausted.Session, Reason: "r"}
+	use := func(after time.Duration, number uint32) event.Event {
+		return later(after, event.SessionUsed{Session: exhausted.Session, Number: number, Decision: decision("PERMIT")})
+	}
 	for name, events := range map[string][]event.Event{
 		"session confirmed twice":       {open, later(1, confirmed), later(2, confirmed)},
 		"session of nowhere confirmed":  {later(1, confirmed)},
@@ -39,6 +45,10 @@ func TestVerifyHistory(t *testing.T) {
 		"a session without an id":       {later(0, event.SessionIssued{Expires: delivery.Expires, Decision: delivery.Decision})},
 		"confirmed after the end":       {open, later(2*time.Hour, confirmed)},
 		"the same event id, other body": {open, {ID: open.ID, Time: open.Time, Body: event.DecisionDenied{Decision: decision("DENY")}}},
+		"used after the last use":       {gated, use(1, 1), use(2, 1)},
+		"closed after the last use":     {gated, use(1, 1), later(2, event.SessionClosed{Session: exhausted.Session})},
+		"revoked twice after it":        {gated, use(1, 1), later(2, revoked), later(3, revoked)},
+		"revoked after it, too late":    {gated, use(1, 1), later(2*time.Hour, revoked)},
 	} {
 		src := newLedger(t, s.Key(), 4)
 		for _, e := range events {
@@ -60,7 +70,7 @@ func TestVerifyHistory(t *testing.T) {
 		}
 	}
 	ok := newLedger(t, s.Key(), 4)
-	for _, e := range []event.Event{open, later(2*time.Minute, event.SessionsUnconfirmed{Sessions: []event.ID{delivery.Session}}), later(3*time.Minute, confirmed), later(2*time.Hour, event.SessionsExpired{Sessions: []event.ID{delivery.Session}})} {
+	for _, e := range []event.Event{open, later(2*time.Minute, event.SessionsUnconfirmed{Sessions: []event.ID{delivery.Session}}), later(3*time.Minute, confirmed), later(2*time.Hour, event.SessionsExpired{Sessions: []event.ID{delivery.Session}}), gated, use(1, 1), later(2, revoked)} {
 		ok.add(t, e)
 	}
 	if _, fault := verify(t, export(t, s, ok), s.Key(), VerifyOptions{}); fault != nil {

@@ -107,18 +107,24 @@ func (b *Broker) Status(ctx context.Context, in *bullav1.SignedRequest) (*bullav
 // ownSession returns a session of this very instance. A session of another instance, of another principal
 // and one that does not exist get the same answer and the same event.
 func (b *Broker) ownSession(ctx context.Context, now time.Time, who request, id string) (session.Session, error) {
+	s, _, err := b.ownSessionAt(ctx, now, who, id)
+	return s, err
+}
+
+// ownSessionAt is ownSession with the sequence number of the row.
+func (b *Broker) ownSessionAt(ctx context.Context, now time.Time, who request, id string) (session.Session, int64, error) {
 	parsed, err := event.ParseID(id)
 	if err != nil {
-		return session.Session{}, b.invalid(ctx, now, who, "the session id is not a UUID of version 7")
+		return session.Session{}, 0, b.invalid(ctx, now, who, "the session id is not a UUID of version 7")
 	}
-	s, _, err := b.ledger.Session(ctx, parsed)
+	s, seq, err := b.ledger.Session(ctx, parsed)
 	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
-		return session.Session{}, err
+		return session.Session{}, 0, err
 	}
 	if err != nil || s.Principal != who.caller.id.String() || s.Instance != who.instance.thumbprint {
 		answer := refuse(codes.NotFound, checkSession, "this instance has no such session")
 		body := event.RequestRefused{Method: who.method, Instance: who.instance.thumbprint, Check: checkSession, Target: parsed.String()}
-		return session.Session{}, b.rejectTarget(ctx, now, who.caller, body, answer)
+		return session.Session{}, 0, b.rejectTarget(ctx, now, who.caller, body, answer)
 	}
-	return s, nil
+	return s, seq, nil
 }

@@ -160,7 +160,7 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 	if before.Owner != requestOwner(who) {
 		return nil, b.rejectRequest(ctx, now, who, checkRequest, asked.name.String(), "this request id was used for another request: choose a new one")
 	}
-	ended, err := b.overtaken(ctx, row)
+	ended, _, err := b.overtaken(ctx, row)
 	if err != nil {
 		return nil, err
 	}
@@ -186,16 +186,17 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 }
 
 // overtaken says whether the device that a session relied on was revoked, or failed an appraisal since: the
-// session is about to be ended for it.
-func (b *Broker) overtaken(ctx context.Context, s session.Session) (bool, error) {
+// session is about to be ended for it. It is true for as long as the row stays.
+func (b *Broker) overtaken(ctx context.Context, s session.Session) (ended bool, row []ledger.Precondition, err error) {
 	if s.Device == "" {
-		return false, nil
+		return false, nil, nil
 	}
-	d, _, err := b.ledger.Device(ctx, s.Device)
+	d, seq, err := b.ledger.Device(ctx, s.Device)
 	if err != nil {
-		return false, err
+		return false, nil, err
 	}
-	return !d.Revoked.IsZero() || s.Issued.Time().Before(d.Failed.Time()), nil
+	ended = !d.Revoked.IsZero() || s.Issued.Time().Before(d.Failed.Time())
+	return ended, []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: s.Device}, Seq: seq}}, nil
 }
 
 // requestKey is the idempotency key: a principal can't take another's request ids.

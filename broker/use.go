@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -88,13 +89,16 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 		}
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
-	return b.count(ctx, now, who, s, want, share, permit, device, target) // ledger commit, or what the request got before
+	unchanged := slices.Concat(permit.counted(s, want), device.unchanged(), []ledger.Precondition{target.unchanged()})
+	return b.count(ctx, now, who, s, want, share, permit, unchanged) // ledger commit, or what the request got before
 }
 
 // wanted is the share that a Use call asks for.
 type wanted struct {
 	number uint32
-	ahead  bool // for a time without the broker
+	ahead  bool                  // for a time without the broker
+	seq    int64                 // of the session's row
+	device []ledger.Precondition // the row of the device that the session relied on, which need not be today's
 }
 
 // wanted parses the payload and finds the session. One of another instance looks like none.
@@ -103,14 +107,14 @@ func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (sessio
 	if err := strictProto(who.payload, &in); err != nil {
 		return session.Session{}, wanted{}, b.invalid(ctx, now, who, "the payload is not a UseRequest")
 	}
-	s, err := b.ownSession(ctx, now, who, in.GetSessionId())
+	s, seq, err := b.ownSessionAt(ctx, now, who, in.GetSessionId())
 	if err != nil {
 		return session.Session{}, wanted{}, err
 	}
 	if s.Epoch == "" || in.GetNumber() == 0 || in.GetNumber() > s.Uses {
 		return session.Session{}, wanted{}, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s and has shares 1 to %d", s.Grade, s.Uses))
 	}
-	ended, err := b.overtaken(ctx, s)
+	ended, row, err := b.overtaken(ctx, s)
 	if err != nil {
 		return session.Session{}, wanted{}, err
 	}
@@ -119,7 +123,7 @@ func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (sessio
 	if ended || state.Ended() && !lastUse {
 		return session.Session{}, wanted{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
 	}
-	return s, wanted{in.GetNumber(), in.GetAhead()}, nil
+	return s, wanted{number: in.GetNumber(), ahead: in.GetAhead(), seq: seq, device: row}, nil
 }
 
 // share derives a share. A session whose epoch is over, or was another process's, is ended: none of its shares can
@@ -127,8 +131,10 @@ func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (sessio
 func (b *Broker) share(ctx context.Context, now time.Time, s session.Session, number uint32) (envelope.Share, error) {
 	shares, err := b.epochs.Shares(now, s.Epoch, s.ID.String())
 	if errors.Is(err, epoch.ErrGone) {
-		if err := b.endEpoch(ctx, now, s); err != nil {
-			return envelope.Share{}, err
+		if !s.State.Ended() {
+			if err := b.endEpoch(ctx, now, s); err != nil {
+				return envelope.Share{}, err
+			}
 		}
 		return envelope.Share{}, refuse(codes.FailedPrecondition, checkSession, "%v, as after a restart of the broker: get the secret again", err)
 	}
@@ -177,10 +183,21 @@ func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet s
 	return ""
 }
 
+// counted are the rows that a use demands besides those of its decision. The session's own is one of them where
+// the policy permits fewer uses by now, or fewer ahead, than the session was issued with: what is left of its shares
+// is no limit then.
+func (p permit) counted(s session.Session, want wanted) []ledger.Precondition {
+	o := p.decision.Obligations.UsageLimit
+	if o == nil || o.MaxUses >= int64(s.Uses) && (!want.ahead || o.Offline >= int64(s.Offline)) {
+		return want.device
+	}
+	return append(want.device, ledger.Precondition{RowKey: ledger.RowKey{Kind: ledger.KindSession, Key: s.ID.String()}, Seq: want.seq})
+}
+
 // count commits the use and makes the reply. The ledger refuses it when the session has ended, the share was given
 // out, or what the decision saw has changed.
 func (b *Broker) count(
-	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, permit permit, device device, target target,
+	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, permit permit, unchanged []ledger.Precondition,
 ) (*bullav1.UseReply, error) {
 	used := event.New(now, who.caller.id.String(), event.SessionUsed{
 		Session: s.ID, Number: want.number, Ahead: want.ahead, Nonce: who.nonce[:], Exporter: who.conn.exporter[:], PayloadSHA256: sha256.Sum256(who.payload),
@@ -193,7 +210,7 @@ func (b *Broker) count(
 	}
 	result, err := b.ledger.Commit(ctx, ledger.Commit{
 		Event:    used,
-		Require:  append([]ledger.Precondition{permit.active.unchanged(), target.unchanged()}, device.unchanged()...),
+		Require:  append(unchanged, permit.active.unchanged()),
 		Counters: permit.rate(now),
 		Request: &ledger.Request{
 			Key: useKey(s.ID, want.number), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
@@ -295,7 +312,6 @@ func (b *Broker) endEpoch(ctx context.Context, now time.Time, s session.Session)
 
 // endEpochs ends the gated sessions of the process before this one. No session of the kind is older than an epoch.
 func (b *Broker) endEpochs(ctx context.Context) error {
-	now := b.now()
 	query := ledger.SessionQuery{States: []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}, Max: ledger.MaxPage}
 	for {
 		page, err := b.ledger.Sessions(ctx, query)
@@ -303,6 +319,7 @@ func (b *Broker) endEpochs(ctx context.Context) error {
 			return err
 		}
 		for _, s := range page {
+			now := b.now() // it may take long, and a time of long ago would be one before the newest epoch
 			if now.Sub(s.Issued.Time()) > epoch.Life {
 				return nil
 			}

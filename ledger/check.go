@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"time"
 
 	"github.com/bulla-project/bulla/keyring"
 	"github.com/bulla-project/bulla/ledger/event"
@@ -46,7 +47,7 @@ func (r *Report) add(what string, format string, args ...any) {
 // an event names is there with its digest. It errs only when the snapshot can't be read.
 //
 // Request rows and counters are no projections and are not looked at. Memory: the rows, except that of a
-// session that has ended only a digest is kept.
+// session that has ended only a digest is kept, once no event can change it any more.
 //
 // progress, if it is not nil, is called now and then with the number of events that were looked at, and of all.
 func Check(ctx context.Context, snap Snapshot, keys *keyring.Ring, progress func(done, total int64)) (Report, error) {
@@ -83,6 +84,37 @@ type checker struct {
 	rows  map[RowKey]Row
 	ended map[event.ID]endedRow
 	ids   map[event.ID]struct{}
+
+	spent []session.Session // exhausted: their rows are kept, since they can be revoked before their time is over
+	limit int               // how many of them there may be until those whose time is over go
+}
+
+// disorder is how far apart the times of events may be that stand in another order in the ledger.
+const disorder = 24 * time.Hour
+
+// settle keeps but a digest of the sessions that were exhausted and whose time is over.
+func (c *checker) settle(now time.Time) {
+	if len(c.spent) <= c.limit {
+		return
+	}
+	kept := c.spent[:0]
+	for _, s := range c.spent {
+		key := RowKey{KindSession, s.ID.String()}
+		switch row, ok := c.rows[key]; {
+		case !ok: // it was revoked
+		case now.Sub(s.Expires.Time()) > disorder:
+			c.end(s.ID, row)
+		default:
+			kept = append(kept, s)
+		}
+	}
+	c.spent, c.limit = kept, 2*len(kept)+1000
+}
+
+// end keeps but a digest of a row that no event can change any more.
+func (c *checker) end(id event.ID, row Row) {
+	delete(c.rows, row.RowKey)
+	c.ended[id] = endedRow{sha256.Sum256(row.Value), row.Seq}
 }
 
 func (c *checker) events(ctx context.Context) error {
@@ -134,6 +166,7 @@ func (c *checker) event(ctx context.Context, s Stored) error {
 		return nil
 	}
 	tx.keep()
+	c.settle(e.Event.Time.Time())
 	if key, digest, ok := BlobFor(e.Event.Body); ok {
 		return c.blob(ctx, key, digest)
 	}
@@ -238,11 +271,14 @@ func (t *checkTx) PutSession(s session.Session, row Row) error {
 
 func (t *checkTx) keep() {
 	for key, row := range t.puts {
-		if s, ok := t.sessions[key]; ok && s.State.Ended() {
-			delete(t.c.rows, key)
-			t.c.ended[s.ID] = endedRow{sha256.Sum256(row.Value), row.Seq}
-			continue
+		s, ok := t.sessions[key]
+		switch {
+		case ok && s.State == session.Exhausted:
+			t.c.rows[key], t.c.spent = row, append(t.c.spent, session.Session{ID: s.ID, Expires: s.Expires})
+		case ok && s.State.Ended():
+			t.c.end(s.ID, row)
+		default:
+			t.c.rows[key] = row
 		}
-		t.c.rows[key] = row
 	}
 }

@@ -5,8 +5,11 @@
 //
 //	issued → confirmed → (exhausted | expired | revoked | closed)        exhausted: at grade gated
 //	issued → unconfirmed → confirmed | (expired | revoked | closed)
+//	exhausted → revoked
 //
-// A session in one of the states in parentheses has ended; it never lives again.
+// A session in one of the states in parentheses has ended; it never lives again. One whose uses are spent can still
+// be revoked before its time is over: the answer to its last use is given again for a while, and a revocation ends
+// that too.
 package session
 
 import (
@@ -112,10 +115,10 @@ func Open(e event.Event) (Session, error) {
 // Apply returns what s becomes through e. An event that does not fit gives ErrTransition and leaves s.
 // Time enters through e alone: what comes at or after the end is refused, but for the sweeper's word.
 func Apply(s Session, e event.Event) (Session, error) {
-	if s.State.Ended() {
+	past := !e.Time.Time().Before(s.Expires.Time())
+	if _, revokes := e.Body.(event.SessionRevoked); s.State.Ended() && (s.State != Exhausted || !revokes || past) {
 		return s, fmt.Errorf("session %s is %s: %w", s.ID, s.State, ErrTransition)
 	}
-	past := !e.Time.Time().Before(s.Expires.Time())
 	switch b := e.Body.(type) {
 	case event.SessionConfirmed:
 		if past || s.State == Confirmed {

@@ -146,6 +146,19 @@ func TestUses(t *testing.T) {
 	if s, err = use(s, 7, 1); err != nil || s.State != Exhausted || s.EndedAt.IsZero() {
 		t.Errorf("the last share: %v, %+v", err, s)
 	}
+	if _, err := Apply(s, at(s, 2, event.SessionClosed{Session: s.ID})); !errors.Is(err, ErrTransition) {
+		t.Errorf("closed after its last use: %v", err)
+	}
+	if _, err := Apply(s, at(s, time.Minute, event.SessionRevoked{Session: s.ID})); !errors.Is(err, ErrTransition) {
+		t.Errorf("revoked when its time was over: %v", err)
+	}
+	revoked, err = Apply(s, at(s, 2, event.SessionRevoked{Session: s.ID, Reason: "r"}))
+	if err != nil || revoked.State != Revoked || revoked.Reason != "r" || revoked.Used != 10 {
+		t.Errorf("revoked after its last use: %v, %+v", err, revoked)
+	}
+	if _, err := Apply(revoked, at(s, 3, event.SessionRevoked{Session: s.ID, Reason: "again"})); !errors.Is(err, ErrTransition) {
+		t.Errorf("revoked twice: %v", err)
+	}
 	if _, err := use(opened(t), 1, 1); !errors.Is(err, ErrTransition) {
 		t.Errorf("a session that is not gated: %v", err)
 	}

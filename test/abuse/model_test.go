@@ -199,7 +199,7 @@ func (x *world) revoke() string {
 	if s == nil {
 		return "revoke nothing"
 	}
-	if over, sure := x.over(s); over || !sure || len(s.spent) == int(s.uses) {
+	if over, sure := x.over(s); over || !sure {
 		return "revoke what has ended"
 	}
 	_, err := bullav1.NewSessionsClient(x.r.Client("security").Conn()).RevokeSession(x.t.Context(), &bullav1.RevokeSessionRequest{Id: s.reply.GetSessionId(), Reason: "model"})
