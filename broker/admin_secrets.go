@@ -61,6 +61,9 @@ func (s secrets) put(ctx context.Context, name secret.Name, class string, value 
 	op, err := s.authorise(ctx, policy.ActionSecretPut, policy.Resource{Kind: policy.KindSecret, Secret: facts})
 	var denied *refusal
 	if nameless != nil && (err == nil || errors.As(err, &denied) && len(denied.reasons) > 0) {
+		if class == "" {
+			return nil, wrong("a new secret needs a class: name one with --class")
+		}
 		return nil, wrong("%v: name one with --class", nameless)
 	}
 	if err != nil {

@@ -19,7 +19,8 @@ const (
 )
 
 // maxInFlight is how many calls one principal may have under way at once, over all its connections: far fewer
-// than the ledger's queue holds, so that nobody fills it for the others.
+// than the ledger's queue holds, so that nobody fills it for the others. It bounds as well what half-sent messages
+// of one principal hold in memory, each up to maxMessage.
 const maxInFlight = 512
 
 // refusalWindow is the span that one RefusalsCounted event stands for.
@@ -35,7 +36,8 @@ type allowance struct {
 	refused uint64 // since from, not yet recorded
 	from    time.Time
 
-	underWay int // calls that have begun and not ended
+	begun    int // calls whose stream is open, with or without a whole message
+	underWay int // calls that are being answered, also those that their caller has given up
 }
 
 // limits holds the allowances of the principals that were seen lately.
@@ -69,12 +71,34 @@ func (l *limits) of(principal string, now time.Time) *allowance {
 func (l *limits) evict() {
 	var oldest string
 	for p, a := range l.all {
-		if a.refused == 0 && a.underWay == 0 && (oldest == "" || a.used.Before(l.all[oldest].used)) {
+		if a.refused == 0 && a.underWay == 0 && a.begun == 0 && (oldest == "" || a.used.Before(l.all[oldest].used)) {
 			oldest = p
 		}
 	}
 	if oldest != "" {
 		delete(l.all, oldest)
+	}
+}
+
+// begin counts a stream of principal as open, unless it has too many.
+func (l *limits) begin(principal string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.of(principal, now)
+	if a.begun >= maxInFlight {
+		a.refuse(now, 1)
+		return false
+	}
+	a.begun++
+	return true
+}
+
+// end ends what begin began.
+func (l *limits) end(principal string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a := l.all[principal]; a != nil {
+		a.begun--
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/status"
+	"google.golang.org/grpc/tap"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/certs"
@@ -55,7 +56,7 @@ func (b *Broker) GRPC() *grpc.Server {
 			MaxConnectionAge: maxAge, MaxConnectionAgeGrace: ageGrace, MaxConnectionIdle: 15 * time.Minute, Time: time.Minute, Timeout: 10 * time.Second,
 		}),
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 20 * time.Second, PermitWithoutStream: true}),
-		grpc.UnaryInterceptor(b.unary), grpc.StreamInterceptor(b.stream),
+		grpc.InTapHandle(b.tap), grpc.UnaryInterceptor(b.unary), grpc.StreamInterceptor(b.stream),
 		grpc.WaitForHandlers(true), // what they use is closed after Stop
 	)
 	bullav1.RegisterBrokerServer(s, b)
@@ -92,6 +93,24 @@ func (h health) Check(ctx context.Context, in *healthpb.HealthCheckRequest) (*he
 	return out, nil
 }
 
+// tap counts a call from its header on. The interceptors hear of it only when its whole message is there, and a
+// message that never ends would be no call to them while it fills the memory.
+func (b *Broker) tap(ctx context.Context, _ *tap.Info) (context.Context, error) {
+	c, _, err := connOf(ctx)
+	if err != nil {
+		return ctx, refuse(codes.Unauthenticated, checkIdentity, "%v", err)
+	}
+	if !b.limits.begin(c.peer, b.now()) {
+		return ctx, tooMany()
+	}
+	context.AfterFunc(ctx, func() { b.limits.end(c.peer) }) // it ends with the stream
+	return ctx, nil
+}
+
+func tooMany() error {
+	return refuse(codes.ResourceExhausted, checkLimit, "%d calls of this principal are under way: wait for them", maxInFlight)
+}
+
 // unary is plumbing: one principal has only so many calls under way, over all its connections, and a panic
 // becomes INTERNAL, of which nothing reaches the caller.
 func (b *Broker) unary(ctx context.Context, in any, info *grpc.UnaryServerInfo, next grpc.UnaryHandler) (out any, err error) {
@@ -111,7 +130,7 @@ func (b *Broker) enter(ctx context.Context) (leave func(), err error) {
 		return nil, refuse(codes.Unauthenticated, checkIdentity, "%v", err)
 	}
 	if !b.limits.enter(c.peer, b.now()) {
-		return nil, refuse(codes.ResourceExhausted, checkLimit, "%d calls of this principal are under way: wait for them", maxInFlight)
+		return nil, tooMany()
 	}
 	return func() { b.limits.leave(c.peer) }, nil
 }

@@ -47,18 +47,26 @@ func ParseName(s string) (Name, error) {
 		case c >= 'a' && c <= 'z', c >= '0' && c <= '9':
 			start = false
 		case start:
-			return Name{}, fmt.Errorf("%w %q: byte %d is %q, a segment starts with a-z or 0-9", ErrName, s, i, c)
+			return Name{}, fmt.Errorf("%w %q: byte %d is %s, a segment starts with a-z or 0-9", ErrName, s, i, char(c))
 		case c == '/':
 			start = true
 		case c == '.', c == '_', c == '-':
 		default:
-			return Name{}, fmt.Errorf("%w %q: byte %d is %q, allowed are a-z 0-9 . _ - and / between segments", ErrName, s, i, c)
+			return Name{}, fmt.Errorf("%w %q: byte %d is %s, allowed are a-z 0-9 . _ - and / between segments", ErrName, s, i, char(c))
 		}
 	}
 	if start {
 		return Name{}, fmt.Errorf("%w %q: it ends with a slash", ErrName, s)
 	}
 	return Name{s}, nil
+}
+
+// char shows a byte: one that is no character by itself as its number.
+func char(c byte) string {
+	if c >= 0x80 {
+		return fmt.Sprintf("0x%02x", c)
+	}
+	return strconv.QuoteRune(rune(c))
 }
 
 // String returns the canonical spelling.
@@ -80,7 +88,7 @@ func ParseClass(s string) (Class, error) {
 		if c >= 'a' && c <= 'z' || i > 0 && (c >= '0' && c <= '9' || c == '-') {
 			continue
 		}
-		return Class{}, fmt.Errorf("%w %q: byte %d is %q, allowed are a-z, then a-z 0-9 -", ErrClass, s, i, c)
+		return Class{}, fmt.Errorf("%w %q: byte %d is %s, allowed are a-z, then a-z 0-9 -", ErrClass, s, i, char(c))
 	}
 	return Class{s}, nil
 }

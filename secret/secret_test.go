@@ -28,6 +28,15 @@ func TestParseName(t *testing.T) {
 	}
 }
 
+// What is wrong with a name is shown as it stands there: half a character is a number.
+func TestNameErrorsShowTheByte(t *testing.T) {
+	for s, want := range map[string]string{"demo/\u00e4": "byte 5 is 0xc3,", "ROOT": "byte 0 is 'R',", "a\nb": `byte 1 is '\n',`} {
+		if _, err := ParseName(s); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("ParseName(%q) = %v, want %q in it", s, err, want)
+		}
+	}
+}
+
 func TestParseClassAndVersion(t *testing.T) {
 	for _, s := range []string{"", "High", "1a", "a b", strings.Repeat("a", 33), "a_"} {
 		if _, err := ParseClass(s); !errors.Is(err, ErrClass) {

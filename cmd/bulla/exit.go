@@ -199,5 +199,8 @@ func sentence(err error) string {
 	if errors.Is(err, context.Canceled) {
 		return "interrupted"
 	}
+	if errors.Is(err, context.DeadlineExceeded) { // the server's end of the time was the first to be heard of
+		text = strings.ReplaceAll(text, "stream terminated by RST_STREAM with error code: CANCEL", errTimeout.Error())
+	}
 	return strings.NewReplacer("certs: ", "", context.DeadlineExceeded.Error(), errTimeout.Error()).Replace(text)
 }

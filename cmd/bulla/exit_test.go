@@ -89,6 +89,18 @@ func TestExitCodes(t *testing.T) {
 	}
 }
 
+// When the time is up, it is chance whether this side or the server's reset of the call is heard of first.
+func TestTimeoutsReadTheSame(t *testing.T) {
+	for _, text := range []string{"context deadline exceeded", "stream terminated by RST_STREAM with error code: CANCEL"} {
+		var stderr bytes.Buffer
+		a := &app{stdout: &bytes.Buffer{}, stderr: &stderr}
+		code := a.finish(fmt.Errorf("do it: %w", &client.Refusal{Code: codes.DeadlineExceeded, Text: text}))
+		if want := "bulla: do it: no answer in time\n"; code != exitUnavailable || !strings.HasPrefix(stderr.String(), want) {
+			t.Errorf("%s: exit code %d, %q; want %q", text, code, stderr.String(), want)
+		}
+	}
+}
+
 func TestDenialInJSON(t *testing.T) {
 	var stdout, stderr bytes.Buffer
 	a := &app{stdout: &stdout, stderr: &stderr, output: outputJSON}

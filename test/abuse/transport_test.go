@@ -118,6 +118,50 @@ func TestAbuse_A55_calls_that_stand_still(t *testing.T) {
 	}
 }
 
+// One principal sends the beginning of messages over many connections, and never their end. What is waiting for the
+// rest is bounded over all of them; others are unharmed, and what is given up makes room.
+func TestAbuse_A55_messages_that_never_end(t *testing.T) {
+	r := rig.Start(t, rig.Config{})
+	r.Put("demo/a", "standard", "a")
+	const bound, each = 512, 120
+	half := message(false, 1<<20, make([]byte, 16_000))
+	var conns []*frames
+	stand := func() (last *frames, refused int) {
+		f := dialFrames(t, r, "stranger")
+		conns = append(conns, f)
+		for range each {
+			f.send(t, f.open(t, challengeMethod), half, false)
+		}
+		id := f.open(t, challengeMethod, "grpc-timeout", "0n") // answered at once, after all those before it
+		f.answer(t, id)
+		for stream, how := range f.ended {
+			if how == "status 8" && stream != id {
+				refused++
+			}
+		}
+		return f, refused
+	}
+	refused := 0
+	for range 6 {
+		_, n := stand()
+		refused += n
+	}
+	if refused != 6*each-bound {
+		t.Errorf("%d of %d calls were refused; want that %d stand", refused, 6*each, bound)
+	}
+	get(t, r.Client("workload"), "demo/a", "a")
+	for _, f := range conns {
+		_ = f.conn.Close()
+	}
+	eventually(t, "there is room again", func() bool {
+		f := dialFrames(t, r, "stranger")
+		defer f.conn.Close()
+		id := f.open(t, challengeMethod)
+		f.send(t, id, message(false, 0, nil), true)
+		return f.answer(t, id) == "status 0"
+	})
+}
+
 func TestAbuse_A55_messages(t *testing.T) {
 	r := rig.Start(t, rig.Config{})
 	r.Put("demo/a", "standard", "a")
