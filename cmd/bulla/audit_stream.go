@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"google.golang.org/grpc"
 
@@ -18,11 +19,14 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 )
 
-// mustNotExist makes sure that a path is free.
+// mustNotExist makes sure that a path is free, in a directory that is there.
 func mustNotExist(flag, path string) error {
 	_, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
+		if _, err := os.Stat(filepath.Dir(path)); err != nil {
+			return usage("%s: %v", flag, err)
+		}
 		return nil
 	case err != nil:
 		return usage("%s: %v", flag, err)
