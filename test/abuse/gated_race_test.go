@@ -1,6 +1,9 @@
 package abuse
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,6 +17,7 @@ import (
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/attest/tpm"
 	attestx "github.com/bulla-project/bulla/attest/xtest"
+	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/test/rig"
 )
@@ -149,6 +153,68 @@ func TestAbuse_A48_last_use_after_revocation(t *testing.T) {
 	}
 	if got := revoke("again"); got.GetReason() != "test" {
 		t.Errorf("a second revocation changed the reason to %q", got.GetReason())
+	}
+	r.Check()
+}
+
+// failing is a store whose next batch with a use in it fails: before it is written, or after.
+type failing struct {
+	ledger.Store
+	before, after atomic.Bool
+}
+
+func (s *failing) Append(ctx context.Context, records []ledger.Record) ([]ledger.Outcome, error) {
+	uses := false
+	for _, r := range records {
+		if _, ok := r.Event.Body.(event.SessionUsed); ok {
+			uses = true
+		}
+	}
+	if uses && s.before.Load() {
+		return nil, fmt.Errorf("no space left: %w", ledger.ErrNotApplied)
+	}
+	out, err := s.Store.Append(ctx, records)
+	if uses && err == nil && s.after.CompareAndSwap(true, false) {
+		return nil, errors.New("the connection was lost")
+	}
+	return out, err
+}
+
+// A use that the ledger could not take gives no share and is not counted; one whose commit was answered by an error
+// although it took effect is found, and gives its share once.
+func TestAbuse_A27_use_that_is_not_recorded(t *testing.T) {
+	t.Parallel()
+	base := rig.Start(t, rig.Config{})
+	store := new(failing)
+	r := base.Assemble(rig.Parts{Store: func(inner ledger.Store) ledger.Store { store.Store = inner; return store }})
+	r.Put("demo/gated", "standard", "s3cret")
+	w := r.Raw("workload")
+	s := deliverGated(t, w, "demo/gated", "s3cret", 3)
+	id := requestID()
+	store.before.Store(true)
+	for range 3 {
+		reply, err := s.use(t, w, id, 1)
+		wantCode(t, "while nothing can be written", err, codes.Unavailable, "ledger")
+		if len(reply.GetShare()) > 0 {
+			t.Fatal("a share left without a record")
+		}
+	}
+	store.before.Store(false)
+	reply, err := s.use(t, w, id, 1)
+	if err != nil || s.opens(1, reply) != nil || reply.GetUsesLeft() != 2 {
+		t.Fatalf("afterwards: %v, %d left", err, reply.GetUsesLeft())
+	}
+	store.after.Store(true)
+	lost := requestID()
+	reply, err = s.use(t, w, lost, 2)
+	if err != nil || s.opens(2, reply) != nil || reply.GetUsesLeft() != 1 || store.after.Load() {
+		t.Fatalf("a commit whose answer was lost: %v, %d left", err, reply.GetUsesLeft())
+	}
+	if again, err := s.use(t, w, lost, 2); err != nil || again.GetUsesLeft() != 1 || again.GetEventId() != reply.GetEventId() {
+		t.Errorf("the same again: %v, %d left", err, again.GetUsesLeft())
+	}
+	if n := len(of[event.SessionUsed](r.Events())); n != 2 {
+		t.Errorf("%d uses are recorded, want 2", n)
 	}
 	r.Check()
 }
