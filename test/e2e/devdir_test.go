@@ -132,7 +132,14 @@ func TestDevGoesOnAfterAnEnd(t *testing.T) {
 	samePicture(t, before, picture(t, d))
 	d.get(t, d.as(t, "workload"), "demo/kept")
 	run(t, d.as(t, "auditor"), "audit", "rebuild", "--check").want(t, done)
-	d.stop(t)
+
+	if err := d.cmd.Process.Signal(syscall.SIGHUP); err != nil { // its terminal was closed
+		t.Fatal(err)
+	}
+	d.exit(t, done)
+	if exists(d.path("ready")) {
+		t.Error("the file ready is left when the terminal is closed")
+	}
 }
 
 // startAfterKill makes sure that the stale file ready is removed before the new one is written: whoever waits
