@@ -23,13 +23,15 @@ import (
 )
 
 // race asks for the shares from first on, all at once, and returns how many were given.
-func (s *gatedSession) race(t *testing.T, w *rig.Raw, first, last uint32, beside func()) (given int64) {
+func (s *gatedSession) race(t *testing.T, w *rig.Raw, first, last uint32, ahead bool, beside func()) (given int64) {
 	t.Helper()
 	var n atomic.Int64
 	var wg sync.WaitGroup
 	for number := first; number <= last; number++ {
 		w.Challenge(nil)
-		in := w.SignAs(bullav1.Broker_Use_FullMethodName, requestID(), s.ask(number))
+		ask := s.ask(number)
+		ask.Ahead = ahead
+		in := w.SignAs(bullav1.Broker_Use_FullMethodName, requestID(), ask)
 		wg.Go(func() {
 			reply, err := w.Broker.Use(t.Context(), in)
 			switch c := status.Code(err); {
@@ -64,7 +66,7 @@ func TestAbuse_A20_fewer_uses_by_a_new_revision(t *testing.T) {
 	r.Push(func(files map[string]string) {
 		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "max_uses: 1000", "max_uses: 5", 1)
 	})
-	given := s.race(t, w, used+1, total, func() {})
+	given := s.race(t, w, used+1, total, false, func() {})
 	for number := uint32(total); number > total-10 && given < fewer-used; number-- { // one that was overtaken twice asks again
 		ahead.Add(int64(10 * time.Second))
 		if _, err := s.use(t, w, requestID(), number); err == nil {
@@ -75,6 +77,25 @@ func TestAbuse_A20_fewer_uses_by_a_new_revision(t *testing.T) {
 	_, err := s.use(t, w, requestID(), total/2)
 	if c := status.Code(err); given != fewer-used || c != codes.PermissionDenied && c != codes.FailedPrecondition {
 		t.Errorf("%d more uses were given, then %v; the policy permits %d in all, and %d were used", given, err, fewer, used)
+	}
+	r.Check()
+}
+
+// The same for the shares that may be fetched ahead.
+func TestAbuse_A20_fewer_ahead_by_a_new_revision(t *testing.T) {
+	t.Parallel()
+	limit := func(offline string) func(files map[string]string) {
+		return func(files map[string]string) {
+			files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "max_uses: 1000, grade: open", "max_uses: 1000, offline: "+offline+", grade: gated", 1)
+		}
+	}
+	r := rig.Start(t, rig.Config{Policy: limit("64")})
+	r.Put("demo/gated", "standard", "s3cret")
+	w := r.Raw("workload")
+	s := deliverGated(t, w, "demo/gated", "s3cret", 64)
+	r.Push(limit("3"))
+	if given := s.race(t, w, 1, 64, true, func() {}); given > 3 {
+		t.Errorf("%d shares were given ahead, the policy permits 3", given)
 	}
 	r.Check()
 }
@@ -100,7 +121,7 @@ func TestAbuse_A46_use_after_the_device(t *testing.T) {
 	r.Push(func(files map[string]string) { // other reference values: the passport is void, and standard needs none
 		files["references.yaml"] = listed(t, f) + "# again\n"
 	})
-	given := g.race(t, s.w, 1, total, func() {
+	given := g.race(t, s.w, 1, total, false, func() {
 		_, err := bullav1.NewDevicesClient(r.Client("operator").Conn()).RevokeDevice(t.Context(), &bullav1.RevokeDeviceRequest{Id: id, Reason: "lost"})
 		if err != nil {
 			t.Error(err)
