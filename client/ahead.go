@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/secret"
 	"github.com/bulla-project/bulla/session"
@@ -92,13 +94,23 @@ func (s *Secret) openAhead(ctx context.Context) (secret.Bytes, error) {
 	switch {
 	case err == nil && session.State(state).Ended() && session.State(state) != session.Exhausted:
 		return secret.Bytes{}, fmt.Errorf("%w: the session is %s", ErrEnded, state)
-	case err != nil && !errors.Is(err, ErrUnavailable):
+	case err != nil && !away(ctx, err):
 		return secret.Bytes{}, err
 	}
 	if plain, ok := s.openOffline(); ok {
 		return plain, nil
 	}
 	return secret.Bytes{}, fmt.Errorf("%w: session %s has no uses left", ErrEnded, s.SessionID)
+}
+
+// away says whether the broker could not be reached, or can't serve: it said neither yes nor no. A limit that was met,
+// an identity that is not taken any more, and a caller of this program who gave up are no such thing.
+func away(ctx context.Context, err error) bool {
+	var r *Refusal
+	if errors.As(err, &r) && r.Code != codes.Unavailable && r.Code != codes.DeadlineExceeded {
+		return false
+	}
+	return errors.Is(err, ErrUnavailable) && !errors.Is(ctx.Err(), context.Canceled)
 }
 
 // openOffline opens the body with a share that was fetched ahead, if there is one and the session has not expired.

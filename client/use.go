@@ -54,7 +54,7 @@ func (s *Secret) openOnce(ctx context.Context) (secret.Bytes, error) {
 		switch {
 		case err == nil:
 			return s.openWith(ask.number, reply)
-		case errors.Is(err, ErrUnavailable):
+		case away(ctx, err):
 			s.giveBack(ask)
 			if plain, ok := s.openOffline(); ok {
 				return plain, nil

@@ -1,6 +1,7 @@
 package abuse
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -165,4 +166,37 @@ func TestAbuse_A21_last_use_of_the_policy(t *testing.T) {
 		t.Errorf("%v, %v at %s", state, err, time.Now())
 	}
 	r.Check()
+}
+
+// A broker that answers has the last word, whatever it says: a share that lies here is for a time without it. A rate
+// limit is no such time, and neither is a caller who gave up waiting.
+func TestAbuse_A18_ahead_is_no_way_around_the_broker(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{Policy: func(files map[string]string) {
+		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "usage_limit: {max_uses: 1000, grade: open}",
+			"usage_limit: {max_uses: 8, offline: 2, grade: gated}\n    rate_limit: {max: 3, window_seconds: 31536000, grade: open}", 1)
+	}})
+	r.Put("demo/away", "standard", "s3cret")
+	s, err := r.Client("workload").Get(t.Context(), "demo/away") // the first of three
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.FetchAhead(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.UseContext(gone, func([]byte) error { return nil }); err == nil || s.OfflineUses() != 0 {
+		t.Errorf("of a caller who gave up: %v, %d offline", err, s.OfflineUses())
+	}
+	if err := s.Use(func([]byte) error { return nil }); err != nil || s.OfflineUses() != 0 {
+		t.Fatalf("within the limit: %v, %d offline", err, s.OfflineUses())
+	}
+	if err := s.Use(func([]byte) error { return nil }); !errors.Is(err, client.ErrUnavailable) || s.OfflineUses() != 0 {
+		t.Errorf("beyond the limit: %v, %d offline", err, s.OfflineUses())
+	}
+	r.Stop()
+	if err := s.Use(func([]byte) error { return nil }); err != nil || s.OfflineUses() != 1 {
+		t.Errorf("without the broker: %v, %d offline", err, s.OfflineUses())
+	}
 }
