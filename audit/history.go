@@ -61,6 +61,8 @@ func (h *history) applySessions(e event.Event) error {
 		return h.apply(b.Session, e)
 	case event.SessionUsed:
 		return h.apply(b.Session, e)
+	case event.SessionOperated:
+		return h.apply(b.Session, e)
 	case event.SessionsExpired:
 		return h.applyAll(b.Sessions, e)
 	case event.SessionsUnconfirmed:

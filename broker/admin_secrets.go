@@ -47,9 +47,25 @@ func (s secrets) PutSecret(ctx context.Context, in *bullav1.PutSecretRequest) (*
 }
 
 func (s secrets) put(ctx context.Context, name secret.Name, class string, value secret.Bytes, requestID string) (*bullav1.PutSecretReply, error) {
+	op, t, parsed, err := s.authorisePut(ctx, name, class, func(target) secret.Type { return secret.TypeOpaque })
+	if err != nil {
+		return nil, err
+	}
+	commit, reply, err := s.putCommit(op, t, parsed, made{value: value, kind: secret.TypeOpaque})
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	// The keyed hash says whether a retry brings the same value, and tells a reader of the store nothing.
+	digest := sha256.Sum256(value.Expose())
+	owner := s.ring.NameHash("put\x00" + name.String() + "\x00" + parsed.String() + "\x00" + string(digest[:]))
+	return commitPut(ctx, s, op, commit, ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner}, reply)
+}
+
+// authorisePut asks policy for a new version of a secret. Without a class it keeps the one that it has.
+func (s secrets) authorisePut(ctx context.Context, name secret.Name, class string, kind func(target) secret.Type) (operation, target, secret.Class, error) {
 	t, err := s.target(ctx, ask{name: name})
 	if err != nil {
-		return nil, s.unavailable(err)
+		return operation{}, target{}, secret.Class{}, s.unavailable(err)
 	}
 	if class == "" && t.exists {
 		class = t.secret.Class
@@ -57,33 +73,39 @@ func (s secrets) put(ctx context.Context, name secret.Name, class string, value 
 	// Whether a class has to be named depends on whether the secret exists, which not everybody may learn.
 	parsed, nameless := secret.ParseClass(class)
 	facts := secretFacts(t)
-	facts.NewClass = parsed.String()
+	facts.NewClass, facts.NewType = parsed.String(), kind(t).Recorded()
 	op, err := s.authorise(ctx, policy.ActionSecretPut, policy.Resource{Kind: policy.KindSecret, Secret: facts})
 	var denied *refusal
 	if nameless != nil && (err == nil || errors.As(err, &denied) && len(denied.reasons) > 0) {
 		if class == "" {
-			return nil, wrong("a new secret needs a class: name one with --class")
+			return operation{}, target{}, secret.Class{}, wrong("a new secret needs a class: name one with --class")
 		}
-		return nil, wrong("%v: name one with --class", nameless)
+		return operation{}, target{}, secret.Class{}, wrong("%v: name one with --class", nameless)
 	}
 	if err != nil {
-		return nil, err
+		return operation{}, target{}, secret.Class{}, err
 	}
-	commit, reply, err := s.putCommit(op, t, parsed, value)
-	if err != nil {
-		return nil, s.answer(ctx, op.caller, err)
+	if n := len(t.secret.Versions); n > 0 && t.secret.Versions[n-1].Type != kind(t).Recorded() {
+		is, _ := secret.ParseRecordedType(t.secret.Versions[n-1].Type)
+		return operation{}, target{}, secret.Class{}, wrong("%s is of type %s, which can't become %s: choose another name", name, is, kind(t))
 	}
+	return op, t, parsed, nil
+}
+
+// commitPut commits a new version, or finds the answer that the same request got before.
+func commitPut[R any, P interface {
+	*R
+	proto.Message
+}](ctx context.Context, s secrets, op operation, commit ledger.Commit, request ledger.Request, reply P) (P, error) {
 	stored, err := proto.Marshal(reply)
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
-	// The keyed hash says whether a retry brings the same value, and tells a reader of the store nothing.
-	digest := sha256.Sum256(value.Expose())
-	owner := s.ring.NameHash("put\x00" + name.String() + "\x00" + class + "\x00" + string(digest[:]))
-	commit.Request = &ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner, Reply: stored, Expires: op.now.Add(putMemory)}
+	request.Reply, request.Expires = stored, op.now.Add(putMemory)
+	commit.Request = &request
 	_, err = s.ledger.Commit(ctx, commit)
 	if errors.Is(err, ledger.ErrDuplicateRequest) {
-		return s.putBefore(ctx, op, *commit.Request)
+		return putBefore[R, P](ctx, s, op, request)
 	}
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
@@ -92,7 +114,10 @@ func (s secrets) put(ctx context.Context, name secret.Name, class string, value 
 }
 
 // putBefore is the answer to a put that took effect already: the same one, for the same value.
-func (s secrets) putBefore(ctx context.Context, op operation, again ledger.Request) (*bullav1.PutSecretReply, error) {
+func putBefore[R any, P interface {
+	*R
+	proto.Message
+}](ctx context.Context, s secrets, op operation, again ledger.Request) (P, error) {
 	before, err := s.ledger.Request(ctx, again.Key)
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
@@ -100,22 +125,30 @@ func (s secrets) putBefore(ctx context.Context, op operation, again ledger.Reque
 	if before.Owner != again.Owner {
 		return nil, refuse(codes.AlreadyExists, checkRequest, "this request id was used for another put: choose a new one")
 	}
-	reply := new(bullav1.PutSecretReply)
+	reply := P(new(R))
 	if err := proto.Unmarshal(before.Reply, reply); err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	return reply, nil
 }
 
+// made is the content of a new version.
+type made struct {
+	value  secret.Bytes
+	kind   secret.Type
+	public []byte // JWK of a signature key
+}
+
 // putCommit seals the value and describes the change.
-func (s secrets) putCommit(op operation, t target, class secret.Class, value secret.Bytes) (ledger.Commit, *bullav1.PutSecretReply, error) {
+func (s secrets) putCommit(op operation, t target, class secret.Class, content made) (ledger.Commit, *bullav1.PutSecretReply, error) {
 	version := ledger.SecretVersion{
 		Version: 1, RecordID: event.NewID(op.now), Class: class.String(), Owner: op.id.String(), Policy: op.permit.active.digest,
+		Type: content.kind.Recorded(),
 	}
 	if n := len(t.secret.Versions); n > 0 {
 		version.Version = t.secret.Versions[n-1].Version + 1
 	}
-	sealed, err := s.ring.Seal(keyring.PurposeSecret, value.Expose(), secretAAD(t.name, version).Bytes())
+	sealed, err := s.ring.Seal(keyring.PurposeSecret, content.value.Expose(), secretAAD(t.name, version).Bytes())
 	if err != nil {
 		return ledger.Commit{}, nil, err
 	}
@@ -123,7 +156,7 @@ func (s secrets) putCommit(op operation, t target, class secret.Class, value sec
 	return ledger.Commit{
 		Event: event.New(op.now, op.id.String(), event.SecretPut{
 			Name: t.name, Class: class.String(), Version: version.Version, RecordID: version.RecordID, Owner: version.Owner,
-			Policy: version.Policy, CiphertextDigest: digest, By: op.by(),
+			Policy: version.Policy, CiphertextDigest: digest, By: op.by(), Type: version.Type, PublicKey: content.public,
 		}),
 		Require: []ledger.Precondition{op.permit.active.unchanged(), t.unchanged()},
 		Blob:    &ledger.Blob{Key: ledger.SecretBlob(version.RecordID), Data: sealed, Digest: digest},
@@ -190,10 +223,10 @@ func (s secrets) sees(ctx context.Context, op operation, row ledger.Secret) bool
 }
 
 func secretReply(s ledger.Secret) *bullav1.SecretMetadata {
-	out := &bullav1.SecretMetadata{Name: s.Name, Class: s.Class, Exposure: s.Exposure}
+	out := &bullav1.SecretMetadata{Name: s.Name, Class: s.Class, Exposure: s.Exposure, Type: string(typeOf(s))}
 	for _, v := range s.Versions {
 		out.Versions = append(out.Versions, &bullav1.SecretVersion{
-			Version: v.Version, Stage: string(v.Stage), CreatedAt: timestamppb.New(v.Created.Time()), Owner: v.Owner,
+			Version: v.Version, Stage: string(v.Stage), CreatedAt: timestamppb.New(v.Created.Time()), Owner: v.Owner, PublicKey: v.PublicKey,
 		})
 	}
 	return out

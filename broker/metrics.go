@@ -9,8 +9,8 @@ import (
 
 // metrics counts outcomes. No label ever holds a name, a principal or anything else that a peer chooses.
 type metrics struct {
-	registry                                       *prometheus.Registry
-	deliveries, uses, denials, refusals, sweptDone prometheus.Counter
+	registry                                                   *prometheus.Registry
+	deliveries, uses, operations, denials, refusals, sweptDone prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -22,6 +22,7 @@ func newMetrics() *metrics {
 	}
 	m.deliveries = counter("deliveries_total", "Envelopes that left the broker.")
 	m.uses = counter("uses_total", "Shares of gated sessions that left the broker.")
+	m.operations = counter("operations_total", "Operations with keys of proxied sessions.")
 	m.denials = counter("denials_total", "Calls that the policy did not permit.")
 	m.refusals = counter("refusals_total", "Calls that a limiter refused.")
 	m.sweptDone = counter("sessions_swept_total", "Sessions that the sweeper ended or marked.")

@@ -26,7 +26,9 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 		Network:   network(who.caller),
 		Recipient: &to,
 		History:   b.history.signals(ctx, who.caller.id.String(), d.id, t.name, now),
-		Request:   policy.Request{Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second)},
+		Request: policy.Request{
+			Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second), Operation: string(asked.operation),
+		},
 	}
 }
 
@@ -64,7 +66,7 @@ func network(who caller) policy.Network {
 func secretFacts(t target) *policy.Secret {
 	s := &policy.Secret{Name: t.name, Exists: t.exists, Exposure: "none"}
 	if t.exists {
-		s.Class, s.Version = t.secret.Class, int64(t.version.Version)
+		s.Class, s.Version, s.Type = t.secret.Class, int64(t.version.Version), t.version.Type
 		if t.version.Exposure != "" {
 			s.Exposure = t.version.Exposure
 		}

@@ -18,6 +18,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/secret/keys"
 )
 
 // ask is what a Deliver call asks for.
@@ -27,7 +28,8 @@ type ask struct {
 	recipient envelope.RecipientKey // and the suite
 	grade     string
 	maxUses   uint32
-	ttl       time.Duration // 0: as policy says
+	ttl       time.Duration  // 0: as policy says
+	operation keys.Operation // what a session's key is to do; "" for a delivery
 }
 
 // ask parses the payload strictly.
@@ -242,6 +244,7 @@ func (b *Broker) openVersion(ctx context.Context, name string, v ledger.SecretVe
 func secretAAD(name string, v ledger.SecretVersion) keyring.SecretAAD {
 	return keyring.SecretAAD{
 		RecordID: v.RecordID.String(), Name: name, Version: uint64(v.Version), Class: v.Class, PolicyDigest: v.Policy, Owner: v.Owner,
+		Type: v.Type,
 	}
 }
 
@@ -256,7 +259,12 @@ func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target,
 		attestation = envelope.DigestOf(d.encoded)
 	}
 	session := event.NewID(now).String()
-	if terms.grade == envelope.GradeGated {
+	switch terms.grade {
+	case envelope.GradeProxied:
+		if value, err = described(t, value); err != nil { // nothing else of it is sealed
+			return envelope.Sealed{}, err
+		}
+	case envelope.GradeGated:
 		shares, err := b.epochs.Shares(now, terms.epoch, session)
 		if err != nil {
 			return envelope.Sealed{}, err

@@ -4,6 +4,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"time"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -21,7 +22,7 @@ const freshFor = 367 * 24 * time.Hour
 // terms are the limits under which a permit is delivered.
 type terms struct {
 	permit
-	grade     envelope.Grade // open or gated
+	grade     envelope.Grade // open, gated or proxied
 	expires   time.Time
 	receiptBy time.Time // zero: no receipt is demanded
 	uses      uint32    // 0: not counted
@@ -35,10 +36,10 @@ func (t terms) enforcer() string {
 	switch {
 	case t.uses == 0:
 		return ""
-	case t.grade == envelope.GradeGated:
-		return envelope.UsesByBroker
+	case t.grade == envelope.GradeOpen:
+		return envelope.UsesByClient
 	}
-	return envelope.UsesByClient
+	return envelope.UsesByBroker
 }
 
 // terms turns the obligations of a permit into limits, at the hardest grade that one of them, or the caller,
@@ -49,14 +50,21 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	if unmet != "" {
 		return terms{}, unmet
 	}
-	if g := envelope.Grade(asked.grade); g == envelope.GradeProxied || g == envelope.GradeLeased {
-		return terms{}, fmt.Sprintf("grade %s was asked for, and this broker delivers at grade open or gated", g)
-	} else if g == envelope.GradeGated {
+	switch g := envelope.Grade(asked.grade); {
+	case g == envelope.GradeLeased:
+		return terms{}, "grade leased was asked for, and this broker delivers at grade open, gated or proxied"
+	case harder(g, grade):
 		grade = g
 	}
-	switch {
-	case grade == envelope.GradeGated && target.version.Exposure == string(envelope.GradeOpen):
-		return terms{}, "this version was released at grade open before, and gated would claim more than holds: put a new version"
+	key := target.keyType().IsKey()
+	if key { // whatever is asked: what the broker made for its own use never leaves it
+		grade = envelope.GradeProxied
+	}
+	switch was := envelope.Grade(target.version.Exposure); {
+	case grade == envelope.GradeProxied && !key:
+		return terms{}, "grade proxied is for keys that the broker made, and this secret is opaque: generate one"
+	case was != "" && harder(grade, was):
+		return terms{}, fmt.Sprintf("this version was released at grade %s before, and %s would claim more than holds: put a new version", was, grade)
 	case o.TimeBound == nil:
 		return terms{}, "the policy permits without a time bound, and nothing is released for ever"
 	case o.QuantumResistant != nil && !asked.recipient.Suite().PostQuantum():
@@ -92,7 +100,7 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	return t, ""
 }
 
-// rate is the counter of a rate limit, which deliveries and gated uses share.
+// rate is the counter of a rate limit, which deliveries, gated uses and operations share.
 func (p permit) rate(now time.Time) []ledger.Counter {
 	r := p.decision.Obligations.RateLimit
 	if r == nil {
@@ -124,10 +132,12 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 	for _, g := range grades {
 		switch {
 		case !g.set || g.grade == policy.GradeOpen:
-		case g.grade == policy.GradeGated:
-			grade = envelope.GradeGated
+		case g.grade == policy.GradeGated, g.grade == policy.GradeProxied:
+			if asked := envelope.Grade(g.grade); harder(asked, grade) {
+				grade = asked
+			}
 		default:
-			return "", fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open or gated", g.name, g.grade)
+			return "", fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open, gated or proxied", g.name, g.grade)
 		}
 	}
 	switch {
@@ -137,6 +147,12 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 		return "", "the policy demands split_knowledge, which this broker can't enforce"
 	}
 	return grade, ""
+}
+
+// harder reports whether limits at grade a are harder than at b, of the grades that are delivered here.
+func harder(a, b envelope.Grade) bool {
+	order := []envelope.Grade{envelope.GradeOpen, envelope.GradeGated, envelope.GradeProxied}
+	return slices.Index(order, a) > slices.Index(order, b)
 }
 
 func gradeOf[T any](v *T, grade func(*T) policy.Grade) policy.Grade {

@@ -162,11 +162,14 @@ func recipientOf(s session.Session) policy.Recipient {
 // stillMet says which obligation of a fresh permit the session does not meet.
 func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet string) {
 	o := p.decision.Obligations
-	if _, unmet := demanded(o); unmet != "" {
+	grade, unmet := demanded(o)
+	if unmet != "" {
 		return unmet
 	}
 	suite, err := envelope.ParseSuite(s.Suite)
 	switch {
+	case harder(grade, envelope.Grade(s.Grade)):
+		return fmt.Sprintf("the policy demands grade %s by now: get the secret again", grade)
 	case o.TimeBound == nil:
 		return "the policy permits without a time bound, and nothing is released for ever"
 	case !now.Before(expiry(s.Issued.Time(), o.TimeBound.TTLSeconds, 0)):

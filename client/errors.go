@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/secret/keys"
 )
 
 // What a caller can tell apart with errors.Is. A Refusal is one of the first four as well.
@@ -29,6 +30,10 @@ var (
 	ErrVerification = errors.New("verification failed")
 	// ErrConfig: the configuration can't work as it stands.
 	ErrConfig = errors.New("configuration")
+	// ErrProxied: there is no value to use, since the key never leaves the broker.
+	ErrProxied = errors.New("the key never leaves the broker: it signs, verifies, MACs, encrypts or decrypts there")
+	// ErrNotAuthentic: a signature, MAC or ciphertext is not of this key, or not of this input. It counted as a use.
+	ErrNotAuthentic = keys.ErrNotAuthentic
 	// ErrReceipt: the envelope was opened, but its receipt could not be handed in.
 	ErrReceipt = errors.New("receipt not acknowledged")
 )

@@ -5,12 +5,14 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/secret/keys"
 )
 
 // skew is how far the broker's clock may be ahead of this one.
@@ -29,8 +31,9 @@ func WithTTL(d time.Duration) GetOption {
 	return func(r *bullav1.DeliverRequest) { r.TtlSeconds = uint32(min(max(d/time.Second, 1), 1<<31)) }
 }
 
-// WithGrade asks for limits that are at least as hard as grade says: "open", or "gated", where each use takes a share
-// that the broker counts. What policy demands holds whatever is asked.
+// WithGrade asks for limits that are at least as hard as grade says: "open"; "gated", where each use takes a share
+// that the broker counts; or "proxied", where the broker works with a key that never leaves it. What policy demands
+// holds whatever is asked.
 func WithGrade(grade string) GetOption {
 	return func(r *bullav1.DeliverRequest) { r.Grade = grade }
 }
@@ -82,6 +85,10 @@ func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption
 	if got := opened.Context.SecretVersion; ask.GetVersion() != 0 && got != uint64(ask.GetVersion()) {
 		opened.Wipe()
 		return nil, fmt.Errorf("%w: version %d was asked for, and the envelope holds %d", ErrVerification, ask.GetVersion(), got)
+	}
+	if softer(opened.Context.Grade, envelope.Grade(ask.GetGrade())) {
+		opened.Wipe()
+		return nil, fmt.Errorf("%w: grade %s was asked for, and the envelope is of grade %s", ErrVerification, ask.GetGrade(), opened.Context.Grade)
 	}
 	if err := c.see(reply.GetCheckpoint()); err != nil {
 		opened.Wipe()
@@ -163,6 +170,13 @@ func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened
 			return nil, fmt.Errorf("%w: %w", ErrVerification, err)
 		}
 		return s, nil
+	case envelope.GradeProxied:
+		public, err := keys.ParsePublic(opened.Secret().Expose())
+		if err != nil || public.Version != s.Version {
+			return nil, fmt.Errorf("%w: the envelope of a proxied session holds no description of its key", ErrVerification)
+		}
+		s.public = public
+		return s, nil
 	}
 	return nil, fmt.Errorf("%w: an envelope of grade %s, which this program does not know", ErrVerification, opened.Context.Grade)
 }
@@ -191,6 +205,12 @@ func (c *Client) see(raw []byte) error {
 		c.checkpoint, c.seen = raw, at
 	}
 	return nil
+}
+
+// softer says whether limits at grade a are less hard than those at b, of the grades that there are.
+func softer(a, b envelope.Grade) bool {
+	order := []envelope.Grade{envelope.GradeOpen, envelope.GradeGated, envelope.GradeProxied}
+	return slices.Index(order, a) < slices.Index(order, b)
 }
 
 // suiteName is the suite that stands in the signed context.

@@ -11,6 +11,7 @@ import (
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/secret/keys"
 )
 
 // ReceiptPending is Secret.Receipt while the broker has not acknowledged it; afterwards it is "confirmed".
@@ -25,7 +26,8 @@ type RiskFactor struct {
 }
 
 // Secret is one delivered version of a secret: a session. Its exported fields don't change. The plaintext is
-// shown by Use alone, and wiped by Close.
+// shown by Use alone, and wiped by Close. At grade proxied there is none: see Sign, Verify, MAC, VerifyMAC, Encrypt and
+// Decrypt.
 type Secret struct {
 	Name           string
 	Version        secret.Version
@@ -46,6 +48,7 @@ type Secret struct {
 
 	client      *Client
 	opened      *envelope.Opened
+	public      keys.Public // at grade proxied
 	replySalt   event.Salt
 	replyDigest event.Digest
 	leafEvent   [32]byte
@@ -58,8 +61,9 @@ type Secret struct {
 	taken   uint32     // shares that were asked for, at grade gated
 	pending []shareAsk // of them, those whose answer did not come
 	ahead   []shareAhead
-	fetched uint32 // shares that were asked for ahead
-	offline uint32 // uses that were made of them
+	fetched uint32               // shares that were asked for ahead
+	offline uint32               // uses that were made of them
+	undone  map[[32]byte]workAsk // operations whose answer did not come, by what they were
 	closed  bool
 }
 
@@ -72,6 +76,9 @@ func (s *Secret) Use(f func(plaintext []byte) error) error {
 		ctx, cancel := context.WithTimeout(s.client.run, useTimeout)
 		defer cancel()
 		return s.UseContext(ctx, f)
+	}
+	if s.Grade == string(envelope.GradeProxied) {
+		return fmt.Errorf("use %s: %w", s.Name, ErrProxied)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -18,7 +18,7 @@
 //	    "JOSE-HPKE rcpt" 0xFF "A256GCM" 0xFF recipient_extra_info, with SHA-256(context) as recipient_extra_info.
 //	    So the context is bound twice: to the key (info) and to the content (aad).
 //	  - The plaintext is the 14 bytes "bulla-data/v1\n", then r (32 bytes), then the secret; at grade gated the
-//	    gated body of [Gate].
+//	    gated body of [Gate], at grade proxied the public description of a key (package secret/keys).
 //
 // r is random, is made for this one envelope and is not kept by the broker. The context carries SHA-256(r), the
 // receipt lock: whoever shows r has opened the envelope. A [Receipt] is r with the envelope's digest, signed by

@@ -14,6 +14,7 @@ import (
 
 	"github.com/bulla-project/bulla/envelope/proof"
 	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/secret/keys"
 )
 
 // Signer is an envelope-signing key with the id under which it is published. The key is ECDSA P-256 and may live
@@ -46,7 +47,7 @@ func (s *Signer) Key() Key { return Key{ID: s.kid, Public: s.pub} }
 type SealInput struct {
 	Recipient RecipientKey // parsed once, since a hybrid key takes 30 µs
 	Context   Context      // Version, ReceiptLock and Suite are filled in by Seal
-	Secret    secret.Bytes // at most MaxSecret bytes; at grade gated what Gate made of it
+	Secret    secret.Bytes // at most MaxSecret bytes; at grade gated what Gate made of it, at grade proxied the description of a key
 }
 
 // Sealed is an envelope ready to be sent and logged.
@@ -65,7 +66,12 @@ func Seal(in SealInput, signer *Signer) (Sealed, error) {
 	}
 	data := in.Secret.Expose()
 	most := MaxSecret
-	if in.Context.Grade == GradeGated {
+	switch in.Context.Grade {
+	case GradeProxied: // what is not meant for everybody has no place in it
+		if _, err := keys.ParsePublic(data); err != nil {
+			return Sealed{}, fmt.Errorf("seal: %w: %v", ErrInvalid, err)
+		}
+	case GradeGated:
 		most = maxBody
 		if _, err := parseGated(data, in.Context.Session, uint32(in.Context.Uses)); err != nil {
 			return Sealed{}, fmt.Errorf("seal: %w: %v", ErrInvalid, err)

@@ -227,6 +227,7 @@ type SecretAAD struct {
 	Class        string
 	PolicyDigest [sha256.Size]byte // of the access policy
 	Owner        string
+	Type         string // of a key that the broker made; "": opaque, and then it is not in the encoding
 }
 
 // Bytes returns the canonical encoding: each text with its length before it (uint32, big endian), the
@@ -238,7 +239,11 @@ func (a SecretAAD) Bytes() []byte {
 	out = binary.BigEndian.AppendUint64(out, a.Version)
 	out = appendField(out, a.Class)
 	out = append(out, a.PolicyDigest[:]...)
-	return appendField(out, a.Owner)
+	out = appendField(out, a.Owner)
+	if a.Type == "" {
+		return out // as before there were types
+	}
+	return appendField(out, a.Type)
 }
 
 // appendField appends s with its length before it.

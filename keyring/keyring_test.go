@@ -149,6 +149,7 @@ func TestSecretAADBindsEveryField(t *testing.T) {
 		"name": func(a *keyring.SecretAAD) { a.Name = "m" }, "version": func(a *keyring.SecretAAD) { a.Version = 2 },
 		"class": func(a *keyring.SecretAAD) { a.Class = "d" }, "digest": func(a *keyring.SecretAAD) { a.PolicyDigest[31] = 1 },
 		"owner":    func(a *keyring.SecretAAD) { a.Owner = "p" },
+		"type":     func(a *keyring.SecretAAD) { a.Type = "t" },
 		"boundary": func(a *keyring.SecretAAD) { a.RecordID, a.Name = "rn", "" },
 		"other":    func(a *keyring.SecretAAD) { a.RecordID, a.Name = "", "rn" },
 		"swapped":  func(a *keyring.SecretAAD) { a.Class, a.Owner = a.Owner, a.Class },

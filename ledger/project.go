@@ -50,6 +50,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.session(b.Session, ev)
 	case event.SessionUsed:
 		return p.session(b.Session, ev)
+	case event.SessionOperated:
+		return p.session(b.Session, ev)
 	case event.SessionsExpired:
 		return p.sessions(b.Sessions, ev)
 	case event.SessionsUnconfirmed:
@@ -114,9 +116,15 @@ func (p projection) secretPut(b event.SecretPut) error {
 	if err != nil {
 		return err
 	}
+	if _, err := secret.ParseRecordedType(b.Type); err != nil {
+		return refuse("secret %s: %w", b.Name, err)
+	}
 	last := uint32(0)
 	if ok {
-		last = s.Versions[len(s.Versions)-1].Version
+		newest := s.Versions[len(s.Versions)-1]
+		if last = newest.Version; b.Type != newest.Type {
+			return refuse("secret %s: its type %q can't become %q", b.Name, newest.Type, b.Type)
+		}
 	}
 	if b.Version != last+1 {
 		return refuse("secret %s: version %d does not follow version %d", b.Name, b.Version, last)
@@ -133,7 +141,7 @@ func (p projection) secretPut(b event.SecretPut) error {
 	}
 	s.Versions = append(s.Versions, SecretVersion{
 		Version: b.Version, Stage: secret.StageCurrent, RecordID: b.RecordID, Class: b.Class,
-		Owner: b.Owner, Policy: b.Policy, CiphertextDigest: b.CiphertextDigest, Created: p.time,
+		Owner: b.Owner, Policy: b.Policy, CiphertextDigest: b.CiphertextDigest, Created: p.time, Type: b.Type, PublicKey: b.PublicKey,
 	})
 	if n := len(s.Versions) - keptVersions; n > 0 {
 		s.Versions = s.Versions[n:]

@@ -117,6 +117,7 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionRevoked{},
 		event.SessionClosed{},
 		event.SessionUsed{},
+		event.SessionOperated{},
 		event.SessionsExpired{},
 		event.SessionsUnconfirmed{},
 		event.RefusalsCounted{},

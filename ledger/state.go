@@ -25,7 +25,9 @@ type SecretVersion struct {
 	Policy           event.Digest `json:"policy"`
 	CiphertextDigest event.Digest `json:"ciphertext_digest"`
 	Created          event.Time   `json:"created_at"`
-	Exposure         string       `json:"exposure,omitempty"` // the softest grade that it left at: open, once, is open for ever
+	Exposure         string       `json:"exposure,omitempty"`   // the softest grade that it left at: open, once, is open for ever
+	Type             string       `json:"type,omitempty"`       // of a key that the broker made; none: opaque
+	PublicKey        []byte       `json:"public_key,omitempty"` // JWK of a signature key
 }
 
 // Device is the projection of an enrolled device.

@@ -92,6 +92,7 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 			{kGrade, str(s.Request.Grade)},
 			{kMaxUses, num(s.Request.MaxUses)},
 			{kTTLSeconds, num(s.Request.TTLSeconds)},
+			{kOperation, str(s.Request.Operation)},
 		}.term()},
 		{kRisk, riskTerm(assessment)},
 	}
@@ -152,6 +153,8 @@ func resourceTerm(r Resource) *ast.Term {
 			{kVersion, num(x.Version)},
 			{kExposure, str(x.Exposure)},
 			{kNewClass, str(x.NewClass)},
+			{kType, str(typeName(x.Type, x.Exists))},
+			{kNewType, str(typeName(x.NewType, x.NewClass != ""))},
 		}.term()})
 	}
 	if x := r.Session; x != nil {
@@ -176,6 +179,14 @@ func resourceTerm(r Resource) *ast.Term {
 		}.term()})
 	}
 	return o.term()
+}
+
+// typeName is a type of secrets as policy sees it: opaque is not left to a text that is missing.
+func typeName(recorded string, there bool) string {
+	if recorded == "" && there {
+		return "opaque"
+	}
+	return recorded
 }
 
 func attestationTerm(a *Attestation, now int64) *ast.Term {
@@ -246,8 +257,10 @@ var (
 	kName             = str("name")
 	kNetwork          = str("network")
 	kNewClass         = str("new_class")
+	kNewType          = str("new_type")
 	kNovel            = str("novel")
 	kNow              = str("now")
+	kOperation        = str("operation")
 	kPath             = str("path")
 	kPoints           = str("points")
 	kPostQuantum      = str("post_quantum")

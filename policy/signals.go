@@ -129,6 +129,9 @@ type Secret struct {
 	Exposure string `json:"exposure"`
 	// NewClass is the class that a put asks for.
 	NewClass string `json:"new_class"`
+	// Type is that of a key that the broker made, "" for an opaque secret; NewType is what a put asks for.
+	Type    string `json:"type,omitempty"`
+	NewType string `json:"new_type,omitempty"`
 }
 
 // Session is the session that an administrative action is about.
@@ -191,6 +194,8 @@ type Request struct {
 	Grade      string `json:"grade"`
 	MaxUses    int64  `json:"max_uses"`
 	TTLSeconds int64  `json:"ttl_seconds"`
+	// Operation is what is to be done with a proxied key; "" for a delivery and for everything else.
+	Operation string `json:"operation,omitempty"`
 }
 
 // Encode returns the canonical encoding, which is what the ledger records. Text that is not UTF-8 and an

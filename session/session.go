@@ -3,7 +3,7 @@
 //
 // A session is one delivery of one version of one secret to one instance:
 //
-//	issued → confirmed → (exhausted | expired | revoked | closed)        exhausted: at grade gated
+//	issued → confirmed → (exhausted | expired | revoked | closed)        exhausted: at grades gated and proxied
 //	issued → unconfirmed → confirmed | (expired | revoked | closed)
 //	exhausted → revoked
 //
@@ -73,7 +73,7 @@ type Session struct {
 	EnvelopeDigest event.Digest `json:"envelope_digest"`
 	ReceiptLock    event.Digest `json:"receipt_lock"`
 	Uses           uint32       `json:"uses,omitempty"`
-	Used           uint32       `json:"used,omitempty"`    // uses that the broker counted, at grade gated
+	Used           uint32       `json:"used,omitempty"`    // uses that the broker counted, at grades gated and proxied
 	Spent          string       `json:"spent,omitempty"`   // hexadecimal: a bit for each share that was given out, from the lowest of the first byte
 	Epoch          string       `json:"epoch,omitempty"`   // of the use shares
 	Offline        uint32       `json:"offline,omitempty"` // of the uses, those that may be fetched ahead
@@ -132,6 +132,8 @@ func Apply(s Session, e event.Event) (Session, error) {
 		s.State = Unconfirmed
 	case event.SessionUsed:
 		return s.use(b.Number, b.Ahead, e.Time)
+	case event.SessionOperated:
+		return s.operate(b.Most, e.Time)
 	case event.SessionRevoked:
 		s.State, s.RevokedAt, s.EndedAt, s.Reason = Revoked, e.Time, e.Time, b.Reason
 	case event.SessionClosed:

@@ -114,6 +114,14 @@ func (a *app) printEvent(e *bullav1.AuditEvent) error {
 	return err
 }
 
+// refuted says that what an operation looked at was not of its key.
+func refuted(b event.SessionOperated) string {
+	if b.Refuted {
+		return ": not authentic"
+	}
+	return ""
+}
+
 // about says in a few words what an event is about. -o json has all of it.
 func about(body event.Body) string {
 	switch b := body.(type) {
@@ -123,6 +131,8 @@ func about(body event.Body) string {
 		return "session " + b.Session.String()
 	case event.SessionUsed:
 		return fmt.Sprintf("session %s share %d", b.Session, b.Number)
+	case event.SessionOperated:
+		return fmt.Sprintf("session %s %s%s", b.Session, b.Operation, refuted(b))
 	case event.SessionRevoked:
 		return "session " + b.Session.String() + ": " + b.Reason
 	case event.SessionClosed:
@@ -136,7 +146,11 @@ func about(body event.Body) string {
 	case event.OperationPermitted:
 		return b.Decision.Action
 	case event.SecretPut:
-		return fmt.Sprintf("%s@%d class %s", b.Name, b.Version, b.Class)
+		text := fmt.Sprintf("%s@%d class %s", b.Name, b.Version, b.Class)
+		if b.Type != "" {
+			text += " type " + b.Type
+		}
+		return text
 	default:
 		return aboutSystem(body)
 	}

@@ -61,6 +61,8 @@ func outcomes() []outcome {
 	return []outcome{
 		{client.ErrReceipt, exitFailed, "get it again: the session that was opened for it ends by itself"},
 		{context.Canceled, exitFailed, ""},
+		{client.ErrNotAuthentic, exitVerification, ""},
+		{client.ErrProxied, exitFailed, "use `bulla sign`, verify, mac, encrypt or decrypt; `bulla get --public` prints a public key"},
 		{client.ErrVerification, exitVerification, "nothing of it was used; compare the broker's address and SPIFFE ID with what its operator gave you"},
 		{proofs.ErrVerification, exitVerification, "keep it as it is, and get the log's key and a checkpoint in another way to compare with"},
 		{client.ErrConfig, exitUsage, seeDoctor},

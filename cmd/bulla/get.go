@@ -30,6 +30,7 @@ type getFlags struct {
 	ttl     time.Duration
 	uses    uint32
 	grade   string
+	public  bool
 }
 
 func newGetCommand(a *app) *cobra.Command {
@@ -52,7 +53,8 @@ func newGetCommand(a *app) *cobra.Command {
 	flags.StringVar(&f.version, "version", "", "version to get (the current one if not given)")
 	flags.DurationVar(&f.ttl, "ttl", 0, "ask for a session that ends after this time; the policy's limit holds")
 	flags.Uint32Var(&f.uses, "uses", 0, "ask for a session of at most so many uses; the policy's limit holds")
-	flags.StringVar(&f.grade, "grade", "", "ask for limits at least this hard: open or gated; the policy's demand holds")
+	flags.StringVar(&f.grade, "grade", "", "ask for limits at least this hard: open, gated or proxied; the policy's demand holds")
+	flags.BoolVar(&f.public, "public", false, "print the public key of a signature key that the broker made, in PEM")
 	a.addIdentity(c)
 	a.addDevice(c)
 	return c
@@ -83,15 +85,21 @@ func (f getFlags) options(c *cobra.Command) ([]client.GetOption, error) {
 		}
 		opts = append(opts, client.WithUses(f.uses))
 	}
+	if f.public && (f.digest || c.Flags().Changed("out")) {
+		return nil, usage("--public prints no value: leave --out and --digest out")
+	}
 	if c.Flags().Changed("grade") {
 		switch f.grade {
-		case "open", "gated":
-		case "proxied", "leased":
-			return nil, usage("--grade %s is not built yet: use open or gated", f.grade)
+		case "open", "gated", "proxied":
+		case "leased":
+			return nil, usage("--grade %s is not built yet: use open, gated or proxied", f.grade)
 		default:
-			return nil, usage("--grade is %q: use open or gated", f.grade)
+			return nil, usage("--grade is %q: use open, gated or proxied", f.grade)
 		}
 		opts = append(opts, client.WithGrade(f.grade))
+	}
+	if f.public {
+		opts = append(opts, client.WithGrade("proxied"))
 	}
 	if c.Flags().Changed("out") {
 		return opts, checkOut(f.out)
@@ -139,6 +147,9 @@ func (a *app) get(c *cobra.Command, name string, f getFlags) error {
 		return err
 	}
 	defer s.Close()
+	if s.Grade == "proxied" {
+		return a.publicKey(ctx, s, f.public)
+	}
 	left, limited := s.UsesLeft()
 	return s.Use(func(value []byte) error {
 		d := newDelivered(s, value, f)

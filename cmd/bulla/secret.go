@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -21,10 +22,10 @@ import (
 )
 
 func newSecretCommand(a *app) *cobra.Command {
-	return group("secret", "Put, show and list secrets",
+	return group("secret", "Put, generate, show and list secrets",
 		"Manages secrets. Values go in and are never shown here: `bulla get` delivers them.",
 		"  printf %s \"$PASSWORD\" | bulla secret put demo/database --class high\n  bulla secret show demo/database",
-		newSecretPutCommand(a), newSecretShowCommand(a), newSecretListCommand(a))
+		newSecretPutCommand(a), newSecretGenerateCommand(a), newSecretShowCommand(a), newSecretListCommand(a))
 }
 
 func newSecretPutCommand(a *app) *cobra.Command {
@@ -134,6 +135,7 @@ func (a *app) readValue(prompt bool) (value []byte, err error) {
 type secretJSON struct {
 	Name     string        `json:"name"`
 	Class    string        `json:"class"`
+	Type     string        `json:"type"`
 	Versions []versionJSON `json:"versions"`
 }
 
@@ -141,12 +143,18 @@ type versionJSON struct {
 	Version   uint32 `json:"version"`
 	Stage     string `json:"stage"`
 	CreatedAt string `json:"created_at"`
+	// PublicKey is the JWK of a signature key.
+	PublicKey json.RawMessage `json:"public_key,omitempty"`
 }
 
 func newSecretJSON(m *bullav1.SecretMetadata) secretJSON {
-	out := secretJSON{Name: m.GetName(), Class: m.GetClass(), Versions: []versionJSON{}}
+	out := secretJSON{Name: m.GetName(), Class: m.GetClass(), Type: m.GetType(), Versions: []versionJSON{}}
 	for _, v := range m.GetVersions() {
-		out.Versions = append(out.Versions, versionJSON{v.GetVersion(), v.GetStage(), moment(v.GetCreatedAt())})
+		row := versionJSON{Version: v.GetVersion(), Stage: v.GetStage(), CreatedAt: moment(v.GetCreatedAt())}
+		if len(v.GetPublicKey()) > 0 {
+			row.PublicKey = jsonOrNull(v.GetPublicKey())
+		}
+		out.Versions = append(out.Versions, row)
 	}
 	return out
 }
@@ -202,7 +210,7 @@ func newSecretShowCommand(a *app) *cobra.Command {
 }
 
 func secretText(w io.Writer, m *bullav1.SecretMetadata) error {
-	err := show.Fields(w, []show.Field{{Name: "name", Value: m.GetName()}, {Name: "class", Value: m.GetClass()}, {Name: "weakest release so far", Value: m.GetExposure()}})
+	err := show.Fields(w, []show.Field{{Name: "name", Value: m.GetName()}, {Name: "class", Value: m.GetClass()}, {Name: "type", Value: m.GetType()}, {Name: "weakest release so far", Value: m.GetExposure()}})
 	if err != nil {
 		return err
 	}

@@ -57,6 +57,8 @@ type SecretPut struct {
 	Policy           Digest    `json:"policy"` // revision that permitted it
 	CiphertextDigest Digest    `json:"ciphertext_digest"`
 	By               *Decision `json:"by,omitempty"`
+	Type             string    `json:"type,omitempty"`       // of a key that the broker made; none: opaque
+	PublicKey        []byte    `json:"public_key,omitempty"` // JWK of a signature key
 }
 
 // InstanceBound keeps the evidence that an SVID vouched for an instance key: the binding as in package

@@ -24,6 +24,7 @@ var bodies = []Body{
 	SessionRevoked{},
 	SessionClosed{},
 	SessionUsed{},
+	SessionOperated{},
 	SessionsExpired{},
 	SessionsUnconfirmed{},
 	RefusalsCounted{},

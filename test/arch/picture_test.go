@@ -23,6 +23,10 @@ var picture = []row{
 	{"api/bulla/v1", nil},
 	{"secret", nil},
 	{"envelope/proof", nil},
+	{"secret/keys", map[string]string{
+		"envelope/proof": "ES256 with one signature for each message, as everywhere in the product",
+		"secret":         "the types of keys, and the redacting bytes that they lie in",
+	}},
 	{"ledger/event", nil},
 	{"session", map[string]string{
 		"ledger/event": "a session is what its events make of it: Apply(state, event)",
@@ -32,6 +36,7 @@ var picture = []row{
 	{"envelope", map[string]string{
 		"envelope/proof": "the statements signed beside the envelope: bindings, requests, receipts",
 		"secret":         "the name inside the context and the redacting bytes that opening gives",
+		"secret/keys":    "the description of a key, which is all that an envelope of grade proxied may hold",
 	}},
 	{"attest", nil},
 	{"attest/dev", map[string]string{
@@ -111,6 +116,7 @@ var picture = []row{
 		"policy":         "the decision",
 		"risk":           "the score that the decision sees",
 		"secret":         "names and values",
+		"secret/keys":    "what it does with a key at grade proxied",
 		"session":        "states of what it delivered",
 	}},
 	{"client", map[string]string{
@@ -124,6 +130,7 @@ var picture = []row{
 		"envelope/proof":    "it signs requests and receipts",
 		"ledger/event":      "the leaf that its delivery must have",
 		"secret":            "names and values",
+		"secret/keys":       "which operations there are, and the public keys that it checks results with",
 		"session":           "states of what it holds",
 	}},
 
@@ -174,7 +181,7 @@ type ban struct {
 
 // clientSide are the packages that end up inside a workload's process.
 var clientSide = []string{
-	"api/bulla/v1", "secret", "envelope/proof", "ledger/event", "session", "envelope",
+	"api/bulla/v1", "secret", "secret/keys", "envelope/proof", "ledger/event", "session", "envelope",
 	"attest", "attest/dev", "attest/tpm/evidence", "attest/tpm/device", "certs",
 	"client",
 }
@@ -196,7 +203,7 @@ func bans() []ban {
 			all = append(all, ban{from, module + "/" + reach, "the client must not depend on the broker's side"})
 		}
 	}
-	for _, from := range []string{"secret", "session", "risk", "ledger/event", "envelope/proof"} {
+	for _, from := range []string{"secret", "secret/keys", "session", "risk", "ledger/event", "envelope/proof"} {
 		// Not "net": crypto/x509 names its address types.
 		for _, reach := range []string{"net/http", "os/exec", "database/sql", "google.golang.org/grpc"} {
 			all = append(all, ban{from, reach, "it is promised to be pure: values in, values out"})

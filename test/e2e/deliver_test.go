@@ -270,7 +270,8 @@ func TestGated(t *testing.T) {
 		t.Errorf("nothing was asked for, and got %v", open["grade"])
 	}
 	run(t, workload, "get", "demo/asked", "--grade", "gated").want(t, denied).says(t, "released at grade open before", "put a new version")
-	run(t, workload, "get", "demo/asked", "--grade", "proxied").want(t, wrongUsage).says(t, "not built yet")
-	run(t, workload, "get", "demo/asked", "--grade", "soft").want(t, wrongUsage).says(t, "open or gated")
+	run(t, workload, "get", "demo/asked", "--grade", "proxied").want(t, denied).says(t, "this secret is opaque")
+	run(t, workload, "get", "demo/asked", "--grade", "leased").want(t, wrongUsage).says(t, "not built yet")
+	run(t, workload, "get", "demo/asked", "--grade", "soft").want(t, wrongUsage).says(t, "open, gated or proxied")
 	run(t, d.as(t, "auditor"), "audit", "rebuild", "--check").want(t, done)
 }

@@ -203,6 +203,7 @@ type SecretMetadata struct {
 	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"`
 	Versions      []*SecretVersion       `protobuf:"bytes,3,rep,name=versions,proto3" json:"versions,omitempty"`
 	Exposure      string                 `protobuf:"bytes,4,opt,name=exposure,proto3" json:"exposure,omitempty"`
+	Type          string                 `protobuf:"bytes,5,opt,name=type,proto3" json:"type,omitempty"` // "opaque", or the type of a key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -265,12 +266,20 @@ func (x *SecretMetadata) GetExposure() string {
 	return ""
 }
 
+func (x *SecretMetadata) GetType() string {
+	if x != nil {
+		return x.Type
+	}
+	return ""
+}
+
 type SecretVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Version       uint32                 `protobuf:"varint,1,opt,name=version,proto3" json:"version,omitempty"`
 	Stage         string                 `protobuf:"bytes,2,opt,name=stage,proto3" json:"stage,omitempty"`
 	CreatedAt     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=created_at,json=createdAt,proto3" json:"created_at,omitempty"`
 	Owner         string                 `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
+	PublicKey     []byte                 `protobuf:"bytes,5,opt,name=public_key,json=publicKey,proto3" json:"public_key,omitempty"` // JWK of a signature key
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -331,6 +340,13 @@ func (x *SecretVersion) GetOwner() string {
 		return x.Owner
 	}
 	return ""
+}
+
+func (x *SecretVersion) GetPublicKey() []byte {
+	if x != nil {
+		return x.PublicKey
+	}
+	return nil
 }
 
 type ListSecretsRequest struct {
@@ -465,7 +481,7 @@ type Session struct {
 	EnvelopeDigest string                 `protobuf:"bytes,16,opt,name=envelope_digest,json=envelopeDigest,proto3" json:"envelope_digest,omitempty"`
 	Revision       string                 `protobuf:"bytes,17,opt,name=revision,proto3" json:"revision,omitempty"`
 	Uses           uint32                 `protobuf:"varint,18,opt,name=uses,proto3" json:"uses,omitempty"`       // 0: not counted
-	Used           uint32                 `protobuf:"varint,19,opt,name=used,proto3" json:"used,omitempty"`       // by the broker's count, at grade gated
+	Used           uint32                 `protobuf:"varint,19,opt,name=used,proto3" json:"used,omitempty"`       // by the broker's count, at grades gated and proxied
 	Offline        uint32                 `protobuf:"varint,20,opt,name=offline,proto3" json:"offline,omitempty"` // uses that may be fetched ahead
 	Ahead          uint32                 `protobuf:"varint,21,opt,name=ahead,proto3" json:"ahead,omitempty"`     // and those that were
 	unknownFields  protoimpl.UnknownFields
@@ -2311,7 +2327,7 @@ var File_bulla_v1_operator_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/operator.proto\x12\bbulla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n" +
+	"\x17bulla/v1/operator.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n" +
 	"\x10PutSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x14\n" +
@@ -2323,18 +2339,21 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
 	"\x05class\x18\x03 \x01(\tR\x05class\".\n" +
 	"\x18GetSecretMetadataRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\x8b\x01\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x9f\x01\n" +
 	"\x0eSecretMetadata\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x123\n" +
 	"\bversions\x18\x03 \x03(\v2\x17.bulla.v1.SecretVersionR\bversions\x12\x1a\n" +
-	"\bexposure\x18\x04 \x01(\tR\bexposure\"\x90\x01\n" +
+	"\bexposure\x18\x04 \x01(\tR\bexposure\x12\x12\n" +
+	"\x04type\x18\x05 \x01(\tR\x04type\"\xaf\x01\n" +
 	"\rSecretVersion\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\rR\aversion\x12\x14\n" +
 	"\x05stage\x18\x02 \x01(\tR\x05stage\x129\n" +
 	"\n" +
 	"created_at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tcreatedAt\x12\x14\n" +
-	"\x05owner\x18\x04 \x01(\tR\x05owner\"X\n" +
+	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x1d\n" +
+	"\n" +
+	"public_key\x18\x05 \x01(\fR\tpublicKey\"X\n" +
 	"\x12ListSecretsRequest\x12\x16\n" +
 	"\x06prefix\x18\x01 \x01(\tR\x06prefix\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\x12\x14\n" +
@@ -2481,9 +2500,10 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x0e\n" +
 	"\x02ok\x18\x02 \x01(\bR\x02ok\x12\x16\n" +
 	"\x06detail\x18\x03 \x01(\tR\x06detail\x12\x12\n" +
-	"\x04hint\x18\x04 \x01(\tR\x04hint2\xe8\x01\n" +
+	"\x04hint\x18\x04 \x01(\tR\x04hint2\xba\x02\n" +
 	"\aSecrets\x12A\n" +
-	"\tPutSecret\x12\x1a.bulla.v1.PutSecretRequest\x1a\x18.bulla.v1.PutSecretReply\x12Q\n" +
+	"\tPutSecret\x12\x1a.bulla.v1.PutSecretRequest\x1a\x18.bulla.v1.PutSecretReply\x12P\n" +
+	"\x0eGenerateSecret\x12\x1f.bulla.v1.GenerateSecretRequest\x1a\x1d.bulla.v1.GenerateSecretReply\x12Q\n" +
 	"\x11GetSecretMetadata\x12\".bulla.v1.GetSecretMetadataRequest\x1a\x18.bulla.v1.SecretMetadata\x12G\n" +
 	"\vListSecrets\x12\x1c.bulla.v1.ListSecretsRequest\x1a\x1a.bulla.v1.ListSecretsReply2\xd8\x01\n" +
 	"\bSessions\x12<\n" +
@@ -2561,6 +2581,8 @@ var file_bulla_v1_operator_proto_goTypes = []any{
 	(*DoctorReply)(nil),              // 36: bulla.v1.DoctorReply
 	(*DoctorCheck)(nil),              // 37: bulla.v1.DoctorCheck
 	(*timestamppb.Timestamp)(nil),    // 38: google.protobuf.Timestamp
+	(*GenerateSecretRequest)(nil),    // 39: bulla.v1.GenerateSecretRequest
+	(*GenerateSecretReply)(nil),      // 40: bulla.v1.GenerateSecretReply
 }
 var file_bulla_v1_operator_proto_depIdxs = []int32{
 	4,  // 0: bulla.v1.SecretMetadata.versions:type_name -> bulla.v1.SecretVersion
@@ -2581,45 +2603,47 @@ var file_bulla_v1_operator_proto_depIdxs = []int32{
 	30, // 15: bulla.v1.ExportItem.records:type_name -> bulla.v1.AuditRecord
 	37, // 16: bulla.v1.DoctorReply.checks:type_name -> bulla.v1.DoctorCheck
 	0,  // 17: bulla.v1.Secrets.PutSecret:input_type -> bulla.v1.PutSecretRequest
-	2,  // 18: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
-	5,  // 19: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
-	8,  // 20: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
-	9,  // 21: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
-	11, // 22: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
-	12, // 23: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
-	14, // 24: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
-	16, // 25: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
-	17, // 26: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
-	19, // 27: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
-	20, // 28: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
-	22, // 29: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
-	24, // 30: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
-	26, // 31: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
-	28, // 32: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
-	31, // 33: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
-	33, // 34: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
-	35, // 35: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
-	1,  // 36: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
-	3,  // 37: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
-	6,  // 38: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
-	7,  // 39: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
-	10, // 40: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
-	7,  // 41: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
-	13, // 42: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
-	15, // 43: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
-	15, // 44: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
-	18, // 45: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
-	15, // 46: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
-	21, // 47: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
-	23, // 48: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
-	25, // 49: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
-	27, // 50: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
-	29, // 51: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
-	32, // 52: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
-	34, // 53: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
-	36, // 54: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
-	36, // [36:55] is the sub-list for method output_type
-	17, // [17:36] is the sub-list for method input_type
+	39, // 18: bulla.v1.Secrets.GenerateSecret:input_type -> bulla.v1.GenerateSecretRequest
+	2,  // 19: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
+	5,  // 20: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
+	8,  // 21: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
+	9,  // 22: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
+	11, // 23: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
+	12, // 24: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
+	14, // 25: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
+	16, // 26: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
+	17, // 27: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
+	19, // 28: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
+	20, // 29: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
+	22, // 30: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
+	24, // 31: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
+	26, // 32: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
+	28, // 33: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
+	31, // 34: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
+	33, // 35: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
+	35, // 36: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
+	1,  // 37: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
+	40, // 38: bulla.v1.Secrets.GenerateSecret:output_type -> bulla.v1.GenerateSecretReply
+	3,  // 39: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
+	6,  // 40: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
+	7,  // 41: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
+	10, // 42: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
+	7,  // 43: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
+	13, // 44: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
+	15, // 45: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
+	15, // 46: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
+	18, // 47: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
+	15, // 48: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
+	21, // 49: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
+	23, // 50: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
+	25, // 51: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
+	27, // 52: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
+	29, // 53: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
+	32, // 54: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
+	34, // 55: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
+	36, // 56: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
+	37, // [37:57] is the sub-list for method output_type
+	17, // [17:37] is the sub-list for method input_type
 	17, // [17:17] is the sub-list for extension type_name
 	17, // [17:17] is the sub-list for extension extendee
 	0,  // [0:17] is the sub-list for field type_name
@@ -2630,6 +2654,7 @@ func file_bulla_v1_operator_proto_init() {
 	if File_bulla_v1_operator_proto != nil {
 		return
 	}
+	file_bulla_v1_operate_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

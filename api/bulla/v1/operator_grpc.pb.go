@@ -23,6 +23,7 @@ const _ = grpc.SupportPackageIsVersion9
 
 const (
 	Secrets_PutSecret_FullMethodName         = "/bulla.v1.Secrets/PutSecret"
+	Secrets_GenerateSecret_FullMethodName    = "/bulla.v1.Secrets/GenerateSecret"
 	Secrets_GetSecretMetadata_FullMethodName = "/bulla.v1.Secrets/GetSecretMetadata"
 	Secrets_ListSecrets_FullMethodName       = "/bulla.v1.Secrets/ListSecrets"
 )
@@ -32,6 +33,8 @@ const (
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 type SecretsClient interface {
 	PutSecret(ctx context.Context, in *PutSecretRequest, opts ...grpc.CallOption) (*PutSecretReply, error)
+	// GenerateSecret makes a key inside the broker, as the next version of a secret.
+	GenerateSecret(ctx context.Context, in *GenerateSecretRequest, opts ...grpc.CallOption) (*GenerateSecretReply, error)
 	GetSecretMetadata(ctx context.Context, in *GetSecretMetadataRequest, opts ...grpc.CallOption) (*SecretMetadata, error)
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsReply, error)
 }
@@ -48,6 +51,16 @@ func (c *secretsClient) PutSecret(ctx context.Context, in *PutSecretRequest, opt
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(PutSecretReply)
 	err := c.cc.Invoke(ctx, Secrets_PutSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *secretsClient) GenerateSecret(ctx context.Context, in *GenerateSecretRequest, opts ...grpc.CallOption) (*GenerateSecretReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GenerateSecretReply)
+	err := c.cc.Invoke(ctx, Secrets_GenerateSecret_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -79,6 +92,8 @@ func (c *secretsClient) ListSecrets(ctx context.Context, in *ListSecretsRequest,
 // for forward compatibility.
 type SecretsServer interface {
 	PutSecret(context.Context, *PutSecretRequest) (*PutSecretReply, error)
+	// GenerateSecret makes a key inside the broker, as the next version of a secret.
+	GenerateSecret(context.Context, *GenerateSecretRequest) (*GenerateSecretReply, error)
 	GetSecretMetadata(context.Context, *GetSecretMetadataRequest) (*SecretMetadata, error)
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsReply, error)
 	mustEmbedUnimplementedSecretsServer()
@@ -93,6 +108,9 @@ type UnimplementedSecretsServer struct{}
 
 func (UnimplementedSecretsServer) PutSecret(context.Context, *PutSecretRequest) (*PutSecretReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method PutSecret not implemented")
+}
+func (UnimplementedSecretsServer) GenerateSecret(context.Context, *GenerateSecretRequest) (*GenerateSecretReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method GenerateSecret not implemented")
 }
 func (UnimplementedSecretsServer) GetSecretMetadata(context.Context, *GetSecretMetadataRequest) (*SecretMetadata, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSecretMetadata not implemented")
@@ -135,6 +153,24 @@ func _Secrets_PutSecret_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(SecretsServer).PutSecret(ctx, req.(*PutSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Secrets_GenerateSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GenerateSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(SecretsServer).GenerateSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Secrets_GenerateSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(SecretsServer).GenerateSecret(ctx, req.(*GenerateSecretRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -185,6 +221,10 @@ var Secrets_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "PutSecret",
 			Handler:    _Secrets_PutSecret_Handler,
+		},
+		{
+			MethodName: "GenerateSecret",
+			Handler:    _Secrets_GenerateSecret_Handler,
 		},
 		{
 			MethodName: "GetSecretMetadata",

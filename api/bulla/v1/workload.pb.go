@@ -208,7 +208,7 @@ func (x *Proof) GetSignature() []byte {
 
 type SignedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest, UseRequest or StatusRequest
+	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest, UseRequest, OperateRequest or StatusRequest
 	Proof         *Proof                 `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -392,7 +392,7 @@ type DeliverRequest struct {
 	Version       uint32                 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"` // 0: current
 	Suite         string                 `protobuf:"bytes,3,opt,name=suite,proto3" json:"suite,omitempty"`      // "HPKE-9-KE", "HPKE-8-KE" or "HPKE-7-KE"
 	RecipientKey  []byte                 `protobuf:"bytes,4,opt,name=recipient_key,json=recipientKey,proto3" json:"recipient_key,omitempty"`
-	Grade         string                 `protobuf:"bytes,5,opt,name=grade,proto3" json:"grade,omitempty"`                              // "", "open" or "gated": at least this; what policy asks for is decisive
+	Grade         string                 `protobuf:"bytes,5,opt,name=grade,proto3" json:"grade,omitempty"`                              // "", "open", "gated" or "proxied": at least this; what policy asks for is decisive
 	MaxUses       uint32                 `protobuf:"varint,6,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`          // 0: as policy says
 	TtlSeconds    uint32                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as policy says; policy's limit holds
 	unknownFields protoimpl.UnknownFields
@@ -487,7 +487,7 @@ type DeliverReply struct {
 	Attestation         []byte                 `protobuf:"bytes,5,opt,name=attestation,proto3" json:"attestation,omitempty"` // EAR-shaped JSON, empty if the delivery relied on none
 	ExpiresAt           *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	Uses                uint32                 `protobuf:"varint,7,opt,name=uses,proto3" json:"uses,omitempty"`                                            // 0: unlimited
-	UsesEnforcedBy      string                 `protobuf:"bytes,8,opt,name=uses_enforced_by,json=usesEnforcedBy,proto3" json:"uses_enforced_by,omitempty"` // "client" at grade open, "broker" at grade gated
+	UsesEnforcedBy      string                 `protobuf:"bytes,8,opt,name=uses_enforced_by,json=usesEnforcedBy,proto3" json:"uses_enforced_by,omitempty"` // "client" at grade open, "broker" at grades gated and proxied
 	ReceiptRequired     bool                   `protobuf:"varint,9,opt,name=receipt_required,json=receiptRequired,proto3" json:"receipt_required,omitempty"`
 	LogIndex            int64                  `protobuf:"varint,10,opt,name=log_index,json=logIndex,proto3" json:"log_index,omitempty"`
 	ReplySalt           []byte                 `protobuf:"bytes,11,opt,name=reply_salt,json=replySalt,proto3" json:"reply_salt,omitempty"` // opens the leaf's second commitment with SHA-256(envelope)
@@ -1296,7 +1296,7 @@ var File_bulla_v1_workload_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
+	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
 	"\x10ChallengeRequest\x12\x18\n" +
 	"\abinding\x18\x01 \x01(\fR\abinding\"\x96\x01\n" +
 	"\x0eChallengeReply\x12\x14\n" +
@@ -1415,13 +1415,14 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"support_id\x18\x04 \x01(\tR\tsupportId\x12\x14\n" +
 	"\x05check\x18\x05 \x01(\tR\x05check\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xf3\x02\n" +
+	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xaf\x03\n" +
 	"\x06Broker\x12A\n" +
 	"\tChallenge\x12\x1a.bulla.v1.ChallengeRequest\x1a\x18.bulla.v1.ChallengeReply\x128\n" +
 	"\x06Attest\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.AttestReply\x12:\n" +
 	"\aDeliver\x12\x17.bulla.v1.SignedRequest\x1a\x16.bulla.v1.DeliverReply\x12B\n" +
 	"\vAcknowledge\x12\x17.bulla.v1.SignedRequest\x1a\x1a.bulla.v1.AcknowledgeReply\x122\n" +
-	"\x03Use\x12\x17.bulla.v1.SignedRequest\x1a\x12.bulla.v1.UseReply\x128\n" +
+	"\x03Use\x12\x17.bulla.v1.SignedRequest\x1a\x12.bulla.v1.UseReply\x12:\n" +
+	"\aOperate\x12\x17.bulla.v1.SignedRequest\x1a\x16.bulla.v1.OperateReply\x128\n" +
 	"\x06Status\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.StatusReplyB5Z3github.com/bulla-project/bulla/api/bulla/v1;bullav1b\x06proto3"
 
 var (
@@ -1457,6 +1458,7 @@ var file_bulla_v1_workload_proto_goTypes = []any{
 	(*StatusReply)(nil),           // 16: bulla.v1.StatusReply
 	(*Refusal)(nil),               // 17: bulla.v1.Refusal
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*OperateReply)(nil),          // 19: bulla.v1.OperateReply
 }
 var file_bulla_v1_workload_proto_depIdxs = []int32{
 	18, // 0: bulla.v1.ChallengeReply.now:type_name -> google.protobuf.Timestamp
@@ -1471,15 +1473,17 @@ var file_bulla_v1_workload_proto_depIdxs = []int32{
 	3,  // 9: bulla.v1.Broker.Deliver:input_type -> bulla.v1.SignedRequest
 	3,  // 10: bulla.v1.Broker.Acknowledge:input_type -> bulla.v1.SignedRequest
 	3,  // 11: bulla.v1.Broker.Use:input_type -> bulla.v1.SignedRequest
-	3,  // 12: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
-	1,  // 13: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
-	5,  // 14: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
-	7,  // 15: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
-	12, // 16: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
-	14, // 17: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
-	16, // 18: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
+	3,  // 12: bulla.v1.Broker.Operate:input_type -> bulla.v1.SignedRequest
+	3,  // 13: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
+	1,  // 14: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
+	5,  // 15: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
+	7,  // 16: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
+	12, // 17: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
+	14, // 18: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
+	19, // 19: bulla.v1.Broker.Operate:output_type -> bulla.v1.OperateReply
+	16, // 20: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
+	14, // [14:21] is the sub-list for method output_type
+	7,  // [7:14] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1490,6 +1494,7 @@ func file_bulla_v1_workload_proto_init() {
 	if File_bulla_v1_workload_proto != nil {
 		return
 	}
+	file_bulla_v1_operate_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

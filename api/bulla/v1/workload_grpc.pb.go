@@ -26,6 +26,7 @@ const (
 	Broker_Deliver_FullMethodName     = "/bulla.v1.Broker/Deliver"
 	Broker_Acknowledge_FullMethodName = "/bulla.v1.Broker/Acknowledge"
 	Broker_Use_FullMethodName         = "/bulla.v1.Broker/Use"
+	Broker_Operate_FullMethodName     = "/bulla.v1.Broker/Operate"
 	Broker_Status_FullMethodName      = "/bulla.v1.Broker/Status"
 )
 
@@ -47,6 +48,8 @@ type BrokerClient interface {
 	Acknowledge(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*AcknowledgeReply, error)
 	// Use gives out the share for one use of a gated session, once the ledger has counted it.
 	Use(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*UseReply, error)
+	// Operate works with the key of a proxied session, once the ledger has counted it.
+	Operate(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error)
 }
@@ -109,6 +112,16 @@ func (c *brokerClient) Use(ctx context.Context, in *SignedRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *brokerClient) Operate(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*OperateReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(OperateReply)
+	err := c.cc.Invoke(ctx, Broker_Operate_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *brokerClient) Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(StatusReply)
@@ -137,6 +150,8 @@ type BrokerServer interface {
 	Acknowledge(context.Context, *SignedRequest) (*AcknowledgeReply, error)
 	// Use gives out the share for one use of a gated session, once the ledger has counted it.
 	Use(context.Context, *SignedRequest) (*UseReply, error)
+	// Operate works with the key of a proxied session, once the ledger has counted it.
+	Operate(context.Context, *SignedRequest) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(context.Context, *SignedRequest) (*StatusReply, error)
 	mustEmbedUnimplementedBrokerServer()
@@ -163,6 +178,9 @@ func (UnimplementedBrokerServer) Acknowledge(context.Context, *SignedRequest) (*
 }
 func (UnimplementedBrokerServer) Use(context.Context, *SignedRequest) (*UseReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Use not implemented")
+}
+func (UnimplementedBrokerServer) Operate(context.Context, *SignedRequest) (*OperateReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method Operate not implemented")
 }
 func (UnimplementedBrokerServer) Status(context.Context, *SignedRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
@@ -278,6 +296,24 @@ func _Broker_Use_Handler(srv interface{}, ctx context.Context, dec func(interfac
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Operate_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).Operate(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_Operate_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).Operate(ctx, req.(*SignedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Broker_Status_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(SignedRequest)
 	if err := dec(in); err != nil {
@@ -322,6 +358,10 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Use",
 			Handler:    _Broker_Use_Handler,
+		},
+		{
+			MethodName: "Operate",
+			Handler:    _Broker_Operate_Handler,
 		},
 		{
 			MethodName: "Status",
