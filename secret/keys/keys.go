@@ -135,12 +135,14 @@ func (in Input) Validate(t secret.Type) error {
 
 func clip(s string) string { return s[:min(len(s), 32)] }
 
-// Key is a key at work. It belongs to one call: the caller wipes the bytes that it was made of.
+// Key is a key at work. It belongs to one call: the caller wipes the bytes that it was made of. What the standard
+// library computes from those of a signature key stays in memory until it is collected. No verb prints a key: it lies
+// behind functions.
 type Key struct {
 	kind    secret.Type
 	version secret.Version
-	raw     []byte
-	signer  crypto.Signer // of signature keys
+	raw     secret.Bytes
+	signer  func() crypto.Signer // nil for a symmetric key
 }
 
 // Generate makes the bytes of a new key, from the system's source of randomness.
@@ -163,23 +165,28 @@ func Generate(t secret.Type) (secret.Bytes, error) {
 
 // Parse returns the key that value holds at rest. It shares the memory of value.
 func Parse(t secret.Type, version secret.Version, value secret.Bytes) (*Key, error) {
-	k := &Key{kind: t, version: version, raw: value.Expose()}
-	if len(k.raw) != Size || version == 0 {
-		return nil, fmt.Errorf("%w: these are not the bytes of a key of type %s", ErrInvalid, t)
+	raw := value.Expose()
+	k := &Key{kind: t, version: version, raw: value}
+	bad := fmt.Errorf("%w: these are not the bytes of a key of type %q", ErrInvalid, t)
+	if len(raw) != Size || version == 0 {
+		return nil, bad
 	}
+	var signer crypto.Signer
 	switch t {
 	case secret.TypeECDSAP256:
-		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), k.raw)
+		key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), raw)
 		if err != nil {
-			return nil, fmt.Errorf("%w: these are not the bytes of a key of type %s", ErrInvalid, t)
+			return nil, bad
 		}
-		k.signer = deterministic{key}
+		signer = deterministic{key}
 	case secret.TypeEd25519:
-		k.signer = ed25519.NewKeyFromSeed(k.raw)
+		signer = ed25519.NewKeyFromSeed(raw)
 	case secret.TypeHMACSHA256, secret.TypeAES256GCM:
+		return k, nil
 	default:
-		return nil, fmt.Errorf("%w: %q is no type of keys", ErrInvalid, t)
+		return nil, bad
 	}
+	k.signer = func() crypto.Signer { return signer }
 	return k, nil
 }
 
@@ -196,7 +203,7 @@ func (d deterministic) Sign(_ io.Reader, digest []byte, opts crypto.SignerOpts) 
 func (k *Key) Public() Public {
 	p := Public{Type: k.kind, Version: k.version}
 	if k.signer != nil {
-		p.Key = k.signer.Public()
+		p.Key = k.signer().Public()
 	}
 	return p
 }
@@ -210,9 +217,9 @@ func (k *Key) Do(in Input) ([]byte, error) {
 	switch in.Operation {
 	case Sign:
 		if k.kind == secret.TypeECDSAP256 {
-			return proof.SignES256(k.signer, in.Data)
+			return proof.SignES256(k.signer(), in.Data)
 		}
-		return k.signer.Sign(nil, in.Data, crypto.Hash(0))
+		return k.signer().Sign(nil, in.Data, crypto.Hash(0))
 	case Verify:
 		return nil, k.Public().Verify(in.Data, in.Signature)
 	case MAC:
@@ -229,7 +236,7 @@ func (k *Key) Do(in Input) ([]byte, error) {
 }
 
 func (k *Key) mac(message []byte) []byte {
-	h := hmac.New(sha256.New, k.raw)
+	h := hmac.New(sha256.New, k.raw.Expose())
 	h.Write(message)
 	return h.Sum(nil)
 }
@@ -262,7 +269,7 @@ func (k *Key) decrypt(ciphertext, associated []byte) ([]byte, error) {
 
 // aead draws a random nonce for each message and puts it before the ciphertext, the one form that FIPS 140 mode allows.
 func (k *Key) aead() (cipher.AEAD, error) {
-	block, err := aes.NewCipher(k.raw)
+	block, err := aes.NewCipher(k.raw.Expose())
 	if err != nil {
 		return nil, fmt.Errorf("%w: no AES-256 key", ErrInvalid)
 	}
