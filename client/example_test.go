@@ -2,6 +2,9 @@ package client_test
 
 import (
 	"context"
+	"crypto/rand"
+	"crypto/x509"
+	"errors"
 	"fmt"
 	"log"
 	"log/slog"
@@ -107,6 +110,112 @@ func revoke(ctx context.Context, server *devserver.Server, id string) {
 	}
 	defer security.Close()
 	if _, err := bullav1.NewSessionsClient(security.Conn()).RevokeSession(ctx, &bullav1.RevokeSessionRequest{Id: id, Reason: "example"}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// The broker makes a key and works with it; the key itself never leaves. The broker's own public half checks what it
+// signs, without another call.
+func ExampleSecret_Sign() {
+	ctx := context.Background()
+	server, stop := startDev(ctx)
+	defer stop()
+	generate(ctx, server, "demo/signing", "ecdsa-p256")
+
+	c, err := client.New(ctx, server.Client("workload"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	key, err := c.Get(ctx, "demo/signing", client.WithGrade("proxied"), client.WithUses(2))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Close()
+	signature, err := key.Sign(ctx, []byte("release 1.0"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = key.Verify(ctx, []byte("release 2.0"), signature)
+	left, _ := key.UsesLeft()
+	fmt.Println(len(signature), "bytes,", left, "uses left, other words:", errors.Is(err, client.ErrNotAuthentic))
+	// Output: 64 bytes, 0 uses left, other words: true
+}
+
+// Encrypt and Decrypt bind associated data, such as the id of the row that the ciphertext belongs to.
+func ExampleSecret_Encrypt() {
+	ctx := context.Background()
+	server, stop := startDev(ctx)
+	defer stop()
+	generate(ctx, server, "demo/box", "aes-256-gcm")
+
+	c, err := client.New(ctx, server.Client("workload"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	key, err := c.Get(ctx, "demo/box")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Close()
+	sealed, err := key.Encrypt(ctx, []byte("4111 1111 1111 1111"), []byte("customer 7"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	plain, err := key.Decrypt(ctx, sealed, []byte("customer 7"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	_, err = key.Decrypt(ctx, sealed, []byte("customer 8"))
+	fmt.Printf("%s; for another customer: %t\n", plain, errors.Is(err, client.ErrNotAuthentic))
+	// Output: 4111 1111 1111 1111; for another customer: true
+}
+
+// A Signer makes certificates, or requests for them, with a key that stays at the broker.
+func ExampleSecret_Signer() {
+	ctx := context.Background()
+	server, stop := startDev(ctx)
+	defer stop()
+	generate(ctx, server, "demo/tls", "ecdsa-p256")
+
+	c, err := client.New(ctx, server.Client("workload"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer c.Close()
+	key, err := c.Get(ctx, "demo/tls")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer key.Close()
+	signer, err := key.Signer(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	der, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{DNSNames: []string{"shop.example"}}, signer)
+	if err != nil {
+		log.Fatal(err)
+	}
+	csr, err := x509.ParseCertificateRequest(der)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(csr.DNSNames, csr.SignatureAlgorithm, csr.CheckSignature())
+	// Output: [shop.example] ECDSA-SHA256 <nil>
+}
+
+// generate has the broker make a key.
+func generate(ctx context.Context, server *devserver.Server, name, kind string) {
+	operator, err := client.New(ctx, server.Client("operator"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer operator.Close()
+	_, err = bullav1.NewSecretsClient(operator.Conn()).GenerateSecret(ctx, &bullav1.GenerateSecretRequest{
+		Name: name, Class: "standard", Type: kind, RequestId: event.NewID(time.Now()).String(),
+	})
+	if err != nil {
 		log.Fatal(err)
 	}
 }

@@ -195,6 +195,29 @@ func TestProjectSecret(t *testing.T) {
 	}
 }
 
+// A secret keeps its type: neither becomes a key opaque, which could leave, nor one type another.
+func TestProjectKeepsTheType(t *testing.T) {
+	tab := newTable(t)
+	put := func(name string, version uint32, kind string) event.SecretPut {
+		b := storetest.SecretVersion(name, version).Event.Body.(event.SecretPut)
+		b.Type, b.PublicKey = kind, []byte("{}")
+		return b
+	}
+	tab.must(t, now(put("demo/key", 1, "ed25519")))
+	for _, kind := range []string{"", "ecdsa-p256", "opaque", "rsa"} {
+		tab.refuse(t, put("demo/key", 2, kind))
+	}
+	for _, kind := range []string{"ed25519", "opaque", "rsa"} {
+		tab.refuse(t, put(storetest.Secret, 2, kind)) // which is opaque
+	}
+	tab.refuse(t, put("demo/other", 1, "opaque")) // it is recorded as no text
+	tab.must(t, now(put("demo/key", 2, "ed25519")))
+	s, _ := row[ledger.Secret](t, tab, ledger.KindSecret, "demo/key")
+	if v := s.Versions[1]; v.Type != "ed25519" || string(v.PublicKey) != "{}" {
+		t.Errorf("%+v", v)
+	}
+}
+
 // The first delivery of a version marks it; later ones leave the row, so that deliveries that rely on it at
 // the same time do not spoil each other.
 func TestExposureIsWrittenOnce(t *testing.T) {

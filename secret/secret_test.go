@@ -53,6 +53,29 @@ func TestParseClassAndVersion(t *testing.T) {
 	}
 }
 
+func TestParseType(t *testing.T) {
+	for _, want := range []Type{TypeOpaque, TypeECDSAP256, TypeEd25519, TypeHMACSHA256, TypeAES256GCM} {
+		got, err := ParseType(string(want))
+		again, errRecorded := ParseRecordedType(want.Recorded())
+		if err != nil || errRecorded != nil || got != want || again != want || want.IsKey() != (want != TypeOpaque) {
+			t.Errorf("%s: %s, %s, %v, %v", want, got, again, err, errRecorded)
+		}
+	}
+	for _, s := range []string{"", "Opaque", "rsa", "ed25519 ", strings.Repeat("a", 99)} {
+		if _, err := ParseType(s); !errors.Is(err, ErrType) {
+			t.Errorf("ParseType(%q) = %v", s, err)
+		}
+	}
+	for _, s := range []string{"opaque", "rsa"} { // one spelling each
+		if _, err := ParseRecordedType(s); !errors.Is(err, ErrType) {
+			t.Errorf("ParseRecordedType(%q) = %v", s, err)
+		}
+	}
+	if Type("").IsKey() {
+		t.Error("no type is a key")
+	}
+}
+
 func TestBytesPrintNowhere(t *testing.T) {
 	const canary = "canary-4711"
 	b := NewBytes([]byte(canary))

@@ -151,7 +151,11 @@ func (a *app) operate(c *cobra.Command, name string, f operateFlags, do func(con
 		return err
 	}
 	a.holdsSecrets()
-	input, err := a.readInput()
+	limit := int64(keys.MaxInput)
+	if c.Name() == "decrypt" {
+		limit += keys.Overhead
+	}
+	input, err := a.readInput(limit)
 	if err != nil {
 		return err
 	}
@@ -216,14 +220,14 @@ func (f operateFlags) options(c *cobra.Command, input []byte) ([]client.GetOptio
 }
 
 // readInput reads what is to be signed, and so on, from stdin.
-func (a *app) readInput() ([]byte, error) {
+func (a *app) readInput(limit int64) ([]byte, error) {
 	if isTerminal(a.stdin) {
 		return nil, usage("the input is read from stdin, which is a terminal: use `< FILE` or a pipe")
 	}
-	input, err := readAtMost(a.stdin, keys.MaxInput+keys.Overhead)
+	input, err := readAtMost(a.stdin, limit)
 	switch {
 	case errors.Is(err, errTooLong):
-		return nil, usage("the input on stdin is longer than %d bytes: sign or MAC a list of hashes; encrypt a key, and the rest with that key", keys.MaxInput)
+		return nil, usage("the input on stdin is longer than %d bytes: sign or MAC a list of hashes; encrypt a key, and the rest with that key", limit)
 	case errors.Is(err, os.ErrClosed):
 		return nil, usage("there is no stdin to read the input from")
 	case err != nil:
