@@ -89,17 +89,20 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	permit, denied := verdict.permit()
-	if denied != nil {
+	unmet := ""
+	if denied == nil {
+		unmet = permit.stillMet(now, w.session, wanted{}) // obligations
+	}
+	if denied != nil || unmet != "" || !target.exists {
 		if reply, err := b.operatedBefore(ctx, now, who, w, target, active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
-		return nil, b.deny(ctx, now, who, denied, target)
-	}
-	unmet := permit.stillMet(now, w.session) // obligations
-	if !target.exists {
-		unmet = "this version of the key is not kept any more: get the key again"
-	}
-	if unmet != "" {
+		switch {
+		case denied != nil:
+			return nil, b.deny(ctx, now, who, denied, target)
+		case w.session.State.Ended() || !target.exists:
+			return nil, b.over(ctx, now, who, w)
+		}
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
 	done, err := b.do(ctx, target, w.input)
@@ -229,7 +232,7 @@ func (b *Broker) countOperation(
 		}
 		return before, err
 	case errors.Is(err, ledger.ErrTransition):
-		return nil, b.exhausted(ctx, now, who, w)
+		return nil, b.over(ctx, now, who, w)
 	case errors.Is(err, ledger.ErrLimit):
 		b.limits.refused(who.caller.id.String(), now, 1)
 		return nil, err
@@ -290,7 +293,7 @@ func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request,
 		return nil, err
 	}
 	if state := again.StateAt(now); state.Ended() && state != session.Exhausted {
-		return nil, b.exhausted(ctx, now, who, w)
+		return nil, b.over(ctx, now, who, w)
 	}
 	done := result{output: reply.GetOutput(), refuted: operated.Refuted}
 	if w.input.Operation != keys.Encrypt {
@@ -301,13 +304,13 @@ func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request,
 	return b.tell(ctx, reply, w, done, at.Index)
 }
 
-// exhausted records and says why there is no operation (any more).
-func (b *Broker) exhausted(ctx context.Context, now time.Time, who request, w work) error {
+// over records and says why there is no operation (any more).
+func (b *Broker) over(ctx context.Context, now time.Time, who request, w work) error {
 	again, _, err := b.ledger.Session(ctx, w.session.ID)
 	if err != nil {
 		return err
 	}
-	text := "the policy permits fewer uses by now: get the key again"
+	text := "the policy permits fewer uses by now, or the version is not kept any more: get the key again"
 	if state := again.StateAt(now); state.Ended() {
 		text = fmt.Sprintf("the session is %s: get the key again", state)
 	}

@@ -78,15 +78,20 @@ func (s *proxiedSession) send(t *testing.T, w *rig.Raw, id string, ask *bullav1.
 }
 
 // withClock is a broker whose clock a test can put forward.
-func withClock(t *testing.T) (*rig.Rig, *atomic.Int64) {
+func withClock(t *testing.T, policy func(files map[string]string)) (*rig.Rig, *atomic.Int64) {
 	ahead := new(atomic.Int64)
-	return rig.Start(t, rig.Config{SVIDTTL: 4 * time.Hour, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }}), ahead
+	return rig.Start(t, rig.Config{SVIDTTL: 4 * time.Hour, Policy: policy, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }}), ahead
+}
+
+// threeUses lets the policy permit three uses of a standard secret.
+func threeUses(files map[string]string) {
+	files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "max_uses: 1000", "max_uses: 3", 1)
 }
 
 // 64 parallel operations of a session with 3 uses left give exactly 3 results, and the ledger has an event for each.
 func TestAbuse_A20_parallel_operations(t *testing.T) {
 	t.Parallel()
-	r, ahead := withClock(t)
+	r, ahead := withClock(t, nil)
 	r.Generate("demo/key", "standard", "ecdsa-p256")
 	first := r.Raw("workload")
 	const racing, total, left = 64, 8, 3
@@ -144,9 +149,7 @@ func TestAbuse_A20_fewer_uses_by_now(t *testing.T) {
 	r.Generate("demo/key", "standard", "hmac-sha256")
 	w := r.Raw("workload")
 	s := deliverProxied(t, w, "demo/key", 0)
-	r.Push(func(files map[string]string) {
-		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "max_uses: 1000", "max_uses: 3", 1)
-	})
+	r.Push(threeUses)
 	var given atomic.Int64
 	var wg sync.WaitGroup
 	for range 32 {
@@ -172,7 +175,7 @@ func TestAbuse_A20_fewer_uses_by_now(t *testing.T) {
 // and when its result is drawn by lot. Under that id another question, or another key, gets nothing.
 func TestAbuse_A21_lost_result(t *testing.T) {
 	t.Parallel()
-	r, ahead := withClock(t)
+	r, ahead := withClock(t, threeUses) // as many as the sessions have: the last one again is no fourth
 	for kind, operation := range map[string]keys.Operation{
 		"ecdsa-p256": keys.Sign, "ed25519": keys.Sign, "hmac-sha256": keys.MAC, "aes-256-gcm": keys.Encrypt,
 	} {
@@ -205,6 +208,8 @@ func TestAbuse_A21_lost_result(t *testing.T) {
 		if err != nil || want.GetUsesLeft() != 0 {
 			t.Fatal(err)
 		}
+		_, err = s.send(t, w, requestID(), last)
+		wantCode(t, "a fourth one", err, codes.FailedPrecondition, "session")
 		if again, err := s.send(t, w, id, last); err != nil || !bytes.Equal(again.GetOutput(), want.GetOutput()) || !again.GetAuthentic() {
 			t.Fatalf("%s, the last one again: %v", kind, err)
 		}
@@ -213,7 +218,7 @@ func TestAbuse_A21_lost_result(t *testing.T) {
 		}
 		ahead.Add(int64(6 * time.Minute))
 		_, err = s.send(t, w, id, last)
-		wantCode(t, "after five minutes", err, codes.FailedPrecondition, "request")
+		wantCode(t, "after five minutes", err, codes.FailedPrecondition, "session")
 	}
 	r.Check()
 }
@@ -270,7 +275,7 @@ func TestAbuse_A23_operations_of_another(t *testing.T) {
 // that is over, and a device that failed.
 func TestAbuse_A48_operate_after_revocation(t *testing.T) {
 	t.Parallel()
-	r, ahead := withClock(t)
+	r, ahead := withClock(t, nil)
 	r.Generate("demo/key", "standard", "aes-256-gcm")
 	w := r.Raw("workload")
 	revoked, late := deliverProxied(t, w, "demo/key", 5), deliverProxied(t, w, "demo/key", 5)
