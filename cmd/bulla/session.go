@@ -70,7 +70,7 @@ func newSessionDetails(s *bullav1.Session) sessionDetails {
 	}
 	if n := s.GetUses(); n > 0 {
 		d.Uses = &n
-		if used := s.GetUsed(); s.GetGrade() == "gated" {
+		if used := s.GetUsed(); s.GetGrade() == "gated" || s.GetGrade() == "proxied" {
 			d.Used = &used
 		}
 	}
@@ -84,7 +84,7 @@ func usesOf(s *bullav1.Session) string {
 		return ""
 	case s.GetGrade() == "gated" && s.GetOffline() > 0:
 		return fmt.Sprintf("%d of %d, by the broker's count; %d of them ahead of their use, at most %d", s.GetUsed(), s.GetUses(), s.GetAhead(), s.GetOffline())
-	case s.GetGrade() == "gated":
+	case s.GetGrade() == "gated", s.GetGrade() == "proxied":
 		return fmt.Sprintf("%d of %d, by the broker's count", s.GetUsed(), s.GetUses())
 	}
 	return fmt.Sprintf("at most %d, by the client's count", s.GetUses())

@@ -193,7 +193,7 @@ func sessionDetailsShape() fields {
 }
 
 func secretShape() fields {
-	return fields{"name": word, "class": word, "versions": list(object(fields{"version": whole, "stage": word, "created_at": moment}))}
+	return fields{"name": word, "class": word, "type": word, "versions": list(object(fields{"version": whole, "stage": word, "created_at": moment}))}
 }
 
 func deviceShape() fields {
