@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -29,6 +30,7 @@ const countedFor = 200 * 365 * 24 * time.Hour
 type work struct {
 	session session.Session
 	input   keys.Input
+	device  []ledger.Precondition // the row of the device that the session relied on, which need not be today's
 }
 
 // result is what came of an operation that was permitted.
@@ -109,7 +111,8 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	return b.countOperation(ctx, now, who, w, permit, device, target, done) // ledger commit, or what the request got before
+	unchanged := slices.Concat(w.device, device.unchanged(), []ledger.Precondition{target.unchanged(), active.unchanged()})
+	return b.countOperation(ctx, now, who, w, permit, unchanged, target, done) // ledger commit, or what the request got before
 }
 
 // work parses the payload and finds the session. One of another instance looks like none.
@@ -128,7 +131,7 @@ func (b *Broker) work(ctx context.Context, now time.Time, who request) (work, er
 	case len(in.GetSalt()) != saltSize:
 		return work{}, b.invalid(ctx, now, who, fmt.Sprintf("the salt has %d bytes, and %d are needed", len(in.GetSalt()), saltSize))
 	}
-	ended, err := b.overtaken(ctx, s)
+	ended, row, err := b.overtaken(ctx, s)
 	if err != nil {
 		return work{}, err
 	}
@@ -137,7 +140,7 @@ func (b *Broker) work(ctx context.Context, now time.Time, who request) (work, er
 	if ended || state.Ended() && !lastUse {
 		return work{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the key again", state))
 	}
-	return work{session: s, input: keys.Input{
+	return work{session: s, device: row, input: keys.Input{
 		Operation: keys.Operation(in.GetOperation()), Data: in.GetInput(), AssociatedData: in.GetAssociatedData(), Signature: in.GetSignature(),
 	}}, nil
 }
@@ -196,7 +199,7 @@ func (b *Broker) do(ctx context.Context, t target, in keys.Input) (result, error
 // countOperation commits the operation and makes the reply. The ledger refuses it when the session has ended or has no
 // uses left, or what the decision saw has changed.
 func (b *Broker) countOperation(
-	ctx context.Context, now time.Time, who request, w work, permit permit, device device, target target, done result,
+	ctx context.Context, now time.Time, who request, w work, permit permit, unchanged []ledger.Precondition, target target, done result,
 ) (reply *bullav1.OperateReply, err error) {
 	defer func() {
 		if err != nil {
@@ -218,7 +221,7 @@ func (b *Broker) countOperation(
 	}
 	at, err := b.ledger.Commit(ctx, ledger.Commit{
 		Event:    operated,
-		Require:  append([]ledger.Precondition{permit.active.unchanged(), target.unchanged()}, device.unchanged()...),
+		Require:  unchanged,
 		Counters: append(permit.rate(now), encryptions(w.input, target)...),
 		Request: &ledger.Request{
 			Key: operateKey(w.session.ID, who.id), Owner: operateOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: w.session.ID,
