@@ -19,8 +19,9 @@ func Appraise(c Claims, refs References, now time.Time) Result {
 		Platform: c.Device.Platform, BootFirmware: c.BootFirmware, Features: c.Features, Counters: c.Counters,
 		Keys: Keys{
 			Instance: Thumbprint(c.Binding.InstanceKey), InstanceInHardware: c.InstanceInTPM,
-			Recipient: Thumbprint(c.Binding.RecipientKey), RecipientInHardware: c.RecipientInTPM,
+			Recipient: Thumbprint(c.Binding.RecipientKey), RecipientInHardware: c.RecipientInTPM, Enclosed: c.Machine != nil,
 		},
+		Measured: c.Measured, Machine: c.Machine,
 		EvidenceDigest:  hex.EncodeToString(c.EvidenceDigest[:]),
 		ReferenceDigest: hex.EncodeToString(refs.digest[:]),
 		IssuedAt:        now.UTC().Truncate(time.Millisecond),
@@ -42,7 +43,9 @@ func Appraise(c Claims, refs References, now time.Time) Result {
 		a.executables()
 		a.configuration()
 		a.storage()
-	default:
+	case c.Machine != nil:
+		a.machine()
+	case c.Kind == KindDevelopment:
 		a.development()
 	}
 	r.TrustScore, r.Status = judge(r.Vector)

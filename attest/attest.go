@@ -41,10 +41,33 @@ type Kind string
 const (
 	KindTPM2        Kind = "tpm2"        // a TPM 2.0, enrolled by its endorsement key
 	KindDevelopment Kind = "development" // a software device vouched for by the development authority
+	KindNitro       Kind = "nitro"       // an AWS Nitro enclave, by its image
+	KindSEVSNP      Kind = "sev-snp"     // a virtual machine under AMD SEV-SNP, by its image
+	KindTDX         Kind = "tdx"         // a trust domain under Intel TDX, by its image
 )
 
 // Valid says whether k is one of the kinds above.
-func (k Kind) Valid() bool { return k == KindTPM2 || k == KindDevelopment }
+func (k Kind) Valid() bool { return k.prefix() != "" }
+
+// prefix starts the ids of devices of a kind; "" for what is no kind.
+func (k Kind) prefix() string {
+	switch k {
+	case KindTPM2:
+		return "tpm-"
+	case KindDevelopment:
+		return "dev-"
+	case KindNitro:
+		return "nitro-"
+	case KindSEVSNP:
+		return "snp-"
+	case KindTDX:
+		return "tdx-"
+	}
+	return ""
+}
+
+// Kinds are all kinds, in the order above.
+func Kinds() []Kind { return []Kind{KindTPM2, KindDevelopment, KindNitro, KindSEVSNP, KindTDX} }
 
 // A Verifier checks evidence of one kind. Verify is safe for concurrent use, opens no connection and reads no
 // file. Its error wraps [ErrUnauthentic], unless ctx ended. The nonce in b must have been consumed before.
@@ -53,15 +76,17 @@ type Verifier interface {
 	Verify(ctx context.Context, evidence []byte, b Binding, dev Device) (Claims, error)
 }
 
-// A DeviceID names a device for good: it is derived from the key that can't be changed (the endorsement key of
-// a TPM, the device key of a development device). The zero value is invalid.
+// A Locator is a [Verifier] whose evidence says by itself which devices it could be of, in the order in which
+// they are to be looked for: clients of such a kind need not know the id. Nothing is verified by that.
+type Locator interface {
+	Locate(evidence []byte) ([]DeviceID, error)
+}
+
+// A DeviceID names a device for good: it is derived from what can't be changed (the endorsement key of a TPM,
+// the device key of a development device, the image of a confidential machine). The zero value is invalid.
 type DeviceID struct{ s string }
 
-const (
-	tpmPrefix = "tpm-"
-	devPrefix = "dev-"
-	idDigits  = 52 // SHA-256 in base32 without padding
-)
+const idDigits = 52 // SHA-256 in base32 without padding
 
 // idEncoding is base32 in lower case, without padding.
 func idEncoding() *base32.Encoding {
@@ -69,31 +94,25 @@ func idEncoding() *base32.Encoding {
 }
 
 // NewDeviceID derives the ID of a device of kind k from the SHA-256 of the PKIX SubjectPublicKeyInfo of its
-// identity key. (Not of the TPM public area: its attributes are the caller's to choose, the key is not.)
+// identity key (not of the TPM public area: its attributes are the caller's to choose, the key is not), or from
+// [Image.Digest].
 func NewDeviceID(k Kind, keyHash [sha256.Size]byte) (DeviceID, error) {
-	digits := idEncoding().EncodeToString(keyHash[:])
-	switch k {
-	case KindTPM2:
-		return DeviceID{tpmPrefix + digits}, nil
-	case KindDevelopment:
-		return DeviceID{devPrefix + digits}, nil
+	if !k.Valid() {
+		return DeviceID{}, fmt.Errorf("%w: device of unknown kind %q", ErrMalformed, string(k))
 	}
-	return DeviceID{}, fmt.Errorf("%w: device of unknown kind %q", ErrMalformed, string(k))
+	return DeviceID{k.prefix() + idEncoding().EncodeToString(keyHash[:])}, nil
 }
 
 // ParseDeviceID accepts exactly what [DeviceID.String] prints.
 func ParseDeviceID(s string) (DeviceID, error) {
-	digits, ok := strings.CutPrefix(s, tpmPrefix)
-	if !ok {
-		digits, ok = strings.CutPrefix(s, devPrefix)
-	}
-	if ok && len(digits) == idDigits {
+	digits := strings.TrimPrefix(s, DeviceID{s}.Kind().prefix())
+	if len(digits) == idDigits && len(digits) < len(s) {
 		raw, err := idEncoding().DecodeString(digits)
 		if err == nil && len(raw) == sha256.Size && idEncoding().EncodeToString(raw) == digits {
 			return DeviceID{s}, nil
 		}
 	}
-	return DeviceID{}, fmt.Errorf("%w: %q is not a device id (tpm- or dev- and %d characters a-z2-7)", ErrMalformed, clip(s), idDigits)
+	return DeviceID{}, fmt.Errorf("%w: %q is not a device id (tpm-, dev-, nitro-, snp- or tdx- and %d characters a-z2-7)", ErrMalformed, clip(s), idDigits)
 }
 
 // String gives the ID as text, "" for the zero value.
@@ -104,11 +123,10 @@ func (id DeviceID) IsZero() bool { return id.s == "" }
 
 // Kind gives the kind of device that id names.
 func (id DeviceID) Kind() Kind {
-	switch {
-	case strings.HasPrefix(id.s, tpmPrefix):
-		return KindTPM2
-	case strings.HasPrefix(id.s, devPrefix):
-		return KindDevelopment
+	for _, k := range Kinds() {
+		if strings.HasPrefix(id.s, k.prefix()) {
+			return k
+		}
 	}
 	return ""
 }

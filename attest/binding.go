@@ -4,6 +4,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/sha256"
+	"crypto/sha512"
 	"crypto/x509"
 	"encoding/binary"
 	"encoding/hex"
@@ -13,6 +14,9 @@ import (
 
 // bindingLabel starts the digest that evidence is made over.
 const bindingLabel = "bulla-attestation-binding/v1"
+
+// reportLabel starts the digest that fills the 64 bytes of a report.
+const reportLabel = "bulla-attestation-report-data/v1"
 
 // Limits of the fields of a [Binding], in bytes.
 const (
@@ -42,6 +46,16 @@ func (b Binding) Digest() [sha256.Size]byte {
 		h.Write(field)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// ReportSize is the size of [Binding.ReportData] in bytes.
+const ReportSize = sha512.Size
+
+// ReportData is SHA-512 over the label and [Binding.Digest]: what goes into the REPORT_DATA of SEV-SNP and TDX and
+// into the user_data of a Nitro document.
+func (b Binding) ReportData() [ReportSize]byte {
+	digest := b.Digest()
+	return sha512.Sum512(Pack(reportLabel, digest[:]))
 }
 
 // Validate says what a verifier demands of a binding before it looks at evidence: a principal, an instance key

@@ -91,5 +91,8 @@ type Claims struct {
 	RolledBack     bool // Counters can't follow Device.Seen
 	InstanceInTPM  bool // the instance key is certified to live in the device
 	RecipientInTPM bool // so is the recipient key (for a hybrid key: its classical half)
+	// Measured are the values that evidence of a confidential kind shows, Machine what else it says; else nil.
+	Measured       []Named
+	Machine        *Machine
 	EvidenceDigest [sha256.Size]byte
 }

@@ -3,6 +3,7 @@ package attest
 import (
 	"bytes"
 	"crypto/sha256"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -19,20 +20,26 @@ const maxRecord = 64 << 10
 type Device struct {
 	ID           DeviceID  `json:"id"`
 	Kind         Kind      `json:"kind"`
-	IdentityHash string    `json:"identity_hash"` // hex SHA-256 of the PKIX form of the endorsement (or development device) key
+	IdentityHash string    `json:"identity_hash"` // hex SHA-256 of the PKIX form of the endorsement (or development device) key, or Image.Digest
 	Anchor       string    `json:"anchor"`        // hex SHA-256 of the root certificate that vouched for that key; "" = allow-listed
-	AKPublic     []byte    `json:"ak_public"`     // attestation key: TPMT_PUBLIC for tpm2, PKIX for development
+	AKPublic     []byte    `json:"ak_public"`     // attestation key: TPMT_PUBLIC for tpm2, PKIX for development; else empty
 	AKName       []byte    `json:"ak_name"`       // TPM name of the attestation key; empty for development
 	Platform     Platform  `json:"platform"`
 	Profile      string    `json:"profile"`    // named profile of the reference values it must match; "" = any
 	Principals   []string  `json:"principals"` // who may run on it; empty = policy data decides
 	EnrolledAt   time.Time `json:"enrolled_at"`
-	Seen         Counters  `json:"seen"` // highest counters that authentic evidence has shown
+	Seen         Counters  `json:"seen"`            // highest counters that authentic evidence has shown
+	Image        Image     `json:"image,omitempty"` // of confidential kinds; nil of the others
+
+	// Roots are the certificates that may vouch for evidence of a confidential kind, Intermediates what may
+	// stand between. They are no part of the record: the broker fills them in from its reference values.
+	Roots         []*x509.Certificate `json:"-"`
+	Intermediates []*x509.Certificate `json:"-"`
 }
 
 // Platform says what a device is, as its endorsement certificate puts it. Text from outside: escape it to show.
 type Platform struct {
-	Type         string `json:"type"` // "tpm2" or "software"
+	Type         string `json:"type"` // "tpm2", "software", or the name of a confidential kind
 	Manufacturer string `json:"manufacturer"`
 	Model        string `json:"model"`
 	Version      string `json:"version"`
@@ -63,6 +70,9 @@ func (d Device) Allows(principal string) bool {
 	return len(d.Principals) == 0 || slices.Contains(d.Principals, principal)
 }
 
+// Shared says whether several machines may be this device: then the failure of one says nothing about the others.
+func (d Device) Shared() bool { return d.Kind.Confidential() && !d.Image.Pinned(d.Kind) }
+
 // Validate joins all faults of a record.
 func (d Device) Validate() error {
 	var faults []error
@@ -79,8 +89,17 @@ func (d Device) Validate() error {
 	if d.Anchor != "" && !isDigest(d.Anchor) {
 		fault("anchor is not a SHA-256 in lower-case hexadecimal")
 	}
-	if len(d.AKPublic) == 0 {
+	switch {
+	case !d.Kind.Confidential() && len(d.Image) > 0:
+		fault("an image, with kind %s", clip(string(d.Kind)))
+	case !d.Kind.Confidential() && len(d.AKPublic) == 0:
 		fault("no attestation key")
+	case d.Kind.Confidential():
+		if err := d.Image.Validate(d.Kind); err != nil {
+			fault("%w", err)
+		} else if sum := d.Image.Digest(d.Kind); hex.EncodeToString(sum[:]) != d.IdentityHash {
+			fault("identity_hash is not that of the image")
+		}
 	}
 	if d.EnrolledAt.IsZero() || d.EnrolledAt.Location() != time.UTC {
 		fault("enrolled_at is not a time in UTC")
@@ -98,6 +117,9 @@ func (d Device) Validate() error {
 func (d Device) Encode() ([]byte, error) {
 	if err := d.Validate(); err != nil {
 		return nil, err
+	}
+	if d.AKPublic == nil {
+		d.AKPublic = []byte{}
 	}
 	if d.AKName == nil {
 		d.AKName = []byte{}

@@ -40,6 +40,7 @@ type References struct {
 	firmware    map[string]uint64
 	profiles    []profile
 	development bool
+	machines    map[Kind]machines
 	digest      [sha256.Size]byte
 }
 
@@ -75,6 +76,9 @@ type referencesFile struct {
 	Development struct {
 		Accept bool `yaml:"accept"`
 	} `yaml:"development"`
+	Nitro  machinesFile `yaml:"nitro"`
+	SEVSNP machinesFile `yaml:"sev_snp"`
+	TDX    machinesFile `yaml:"tdx"`
 }
 
 // ParseReferences reads reference values. Unknown and repeated keys are refused, with their line; faults of
@@ -91,6 +95,15 @@ type referencesFile struct {
 //	tpm2.minimum_firmware      TPM maker as in the certificate ("id:…", "*" for any) → hexadecimal version
 //	tpm2.profiles              name and pcrs: number → allowed hex SHA-256 values; a device must match one
 //	development.accept         whether development devices are taken at all
+//
+// and for each of nitro, sev_snp and tdx:
+//
+//	roots                      PEM certificates below which evidence must be signed: without any, none is taken
+//	profiles                   name and values: name of a measurement → allowed hexadecimal values; a machine
+//	                           must match one, and each names at least what images of the kind are made of
+//	minimum_tcb                (not nitro) product → part → lowest security versions, for every part
+//	allow_migration            (not nitro) whether a machine that may be migrated is tolerated
+//	intermediates, max_vmpl    (sev_snp) PEM certificates of ASK and ASVK; lowest privilege level, default 0
 func ParseReferences(b []byte) (References, error) {
 	if len(b) > maxReferences {
 		return References{}, fmt.Errorf("%w: reference values of %d bytes, want at most %d", ErrMalformed, len(b), maxReferences)
@@ -169,6 +182,16 @@ func (r *References) fill(f referencesFile) error {
 	r.development = f.Development.Accept
 	t := f.TPM2
 	var err error
+	r.machines = map[Kind]machines{}
+	for _, m := range []struct {
+		key  string
+		kind Kind
+		file machinesFile
+	}{{"nitro", KindNitro, f.Nitro}, {"sev_snp", KindSEVSNP, f.SEVSNP}, {"tdx", KindTDX, f.TDX}} {
+		if r.machines[m.kind], err = parseMachines(m.kind, m.file); err != nil {
+			fault("%s: %w", m.key, err)
+		}
+	}
 	if r.roots, err = parseRoots(t.EKRoots); err != nil {
 		fault("tpm2.ek_roots: %w", err)
 	}

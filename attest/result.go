@@ -92,6 +92,9 @@ type Result struct {
 	EvidenceDigest  string        `json:"evidence_digest"`  // hex SHA-256
 	ReferenceDigest string        `json:"reference_digest"` // hex SHA-256
 	IssuedAt        time.Time     `json:"issued_at"`
+	// Measured and Machine are of confidential kinds only; Measured is sorted by name.
+	Measured []Named  `json:"measured,omitempty"`
+	Machine  *Machine `json:"machine,omitempty"`
 }
 
 // A Measurement is a quoted PCR.
@@ -113,6 +116,9 @@ type Keys struct {
 	InstanceInHardware  bool   `json:"instance_in_hardware"`
 	Recipient           string `json:"recipient"`
 	RecipientInHardware bool   `json:"recipient_in_hardware"`
+	// Enclosed says that the instance key was named by a confidential machine itself. It lives in the memory of
+	// that machine as far as the measured image keeps it there, and in no chip.
+	Enclosed bool `json:"enclosed,omitempty"`
 }
 
 // For says whether r is the passport of this instance of this principal.
@@ -121,9 +127,13 @@ func (r Result) For(principal string, instanceKey []byte) bool {
 		r.Keys.Instance != "" && r.Keys.Instance == Thumbprint(instanceKey)
 }
 
-// HardwareBound says whether the keys of the instance are certified to live in hardware of an affirmed device:
-// what a high level of assurance rests on.
+// HardwareBound says whether the keys of the instance are bound to the hardware of an affirmed device: what a
+// high level of assurance rests on. In a TPM both keys are certified to live in it. A confidential machine names the
+// instance key in what its hardware signs; the recipient keys that this key signs for live beside it.
 func (r Result) HardwareBound() bool {
+	if r.Kind.Confidential() {
+		return r.Status == Affirming && r.Keys.Enclosed
+	}
 	return r.Kind == KindTPM2 && r.Status == Affirming && r.Keys.InstanceInHardware && r.Keys.RecipientInHardware
 }
 
@@ -142,6 +152,9 @@ func (r Result) Validate() error {
 	}
 	if score, status := judge(r.Vector); score != r.TrustScore || status != r.Status {
 		fault("status %s and score %d do not follow from the vector, which gives %s and %d", clip(string(r.Status)), r.TrustScore, status, score)
+	}
+	if err := checkMeasured(r.Kind, r.Measured, r.Machine); err != nil {
+		fault("%w", err)
 	}
 	if r.Principal == "" || r.Keys.Instance == "" {
 		fault("not bound to a principal and an instance key")

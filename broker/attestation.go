@@ -45,10 +45,15 @@ func (b *Broker) appraise(ctx context.Context, now time.Time, who request) (*bul
 	if err != nil {
 		return nil, b.invalid(ctx, now, who, err.Error())
 	}
+	active, err := b.current(ctx)
+	if err != nil {
+		return nil, err
+	}
 	enrolled, unchanged, err := b.enrolled(ctx, now, who, &asked)
 	if err != nil {
 		return nil, err
 	}
+	enrolled = active.references.Anchored(enrolled)
 	claims, err := b.verify(ctx, asked.GetEvidence(), attest.Binding{
 		Nonce: who.nonce, Channel: who.conn.exporter, Principal: who.caller.id.String(), InstanceKey: who.instance.spki, RecipientKey: recipient,
 	}, enrolled)
@@ -58,10 +63,6 @@ func (b *Broker) appraise(ctx context.Context, now time.Time, who request) (*bul
 	case errors.Is(err, attest.ErrUnauthentic):
 		return nil, b.unauthentic(ctx, now, who, asked.GetKind(), err)
 	case err != nil:
-		return nil, err
-	}
-	active, err := b.current(ctx)
-	if err != nil {
 		return nil, err
 	}
 	result := attest.Appraise(claims, active.references, now)
@@ -82,11 +83,16 @@ func (b *Broker) enrolled(ctx context.Context, now time.Time, who request, asked
 	no := func(why string) (attest.Device, []ledger.Precondition, error) {
 		return attest.Device{}, nil, b.unauthentic(ctx, now, who, asked.GetKind(), errors.New(why))
 	}
-	id, err := attest.ParseDeviceID(asked.GetDevice())
-	if err != nil || string(id.Kind()) != asked.GetKind() || b.verifiers[id.Kind()] == nil {
-		return no("no such kind of device")
+	ids, err := b.candidates(ctx, asked)
+	switch {
+	case errors.Is(err, attest.ErrBusy):
+		return attest.Device{}, nil, refuse(codes.ResourceExhausted, checkAttestation, "too many attestations at once: try again")
+	case errors.Is(err, attest.ErrUnauthentic), errors.Is(err, errNoKind):
+		return no(err.Error())
+	case err != nil:
+		return attest.Device{}, nil, err
 	}
-	row, seq, err := b.ledger.Device(ctx, id.String())
+	row, seq, err := b.find(ctx, ids)
 	if errors.Is(err, ledger.ErrNotFound) {
 		return no("the device is not enrolled")
 	}
@@ -167,16 +173,20 @@ func (b *Broker) unauthentic(ctx context.Context, now time.Time, who request, ki
 // admitResult records an appraisal, and ends what relied on a device that fails it.
 func (b *Broker) admitResult(ctx context.Context, now time.Time, who request, active *active, enrolled attest.Device, unchanged []ledger.Precondition, claims attest.Claims, result attest.Result, encoded []byte) error {
 	counters := event.DeviceCounters(claims.Counters)
-	failed := result.Status == attest.Contraindicated
+	failed, shared := result.Status == attest.Contraindicated, enrolled.Shared()
 	commit := ledgerCommit(event.New(now, who.caller.id.String(), event.AttestationAppraised{
 		Principal: who.caller.id.String(), Instance: who.instance.thumbprint, Device: enrolled.ID.String(),
-		Result: encoded, Counters: &counters, Failed: failed, Revision: active.digest,
+		Result: encoded, Counters: &counters, Failed: failed && !shared, Revision: active.digest,
 	}))
 	commit.Require = unchanged
 	if _, err := b.ledger.Commit(ctx, commit); err != nil || !failed {
 		return err
 	}
-	return b.endDevice(ctx, now, enrolled.ID.String(), "the device failed its appraisal")
+	const why = "the device failed its appraisal"
+	if shared {
+		return b.endInstance(ctx, now, who, enrolled.ID.String(), why)
+	}
+	return b.endDevice(ctx, now, enrolled.ID.String(), why)
 }
 
 // endDevice revokes the live sessions that were delivered on the word of a device. A caller who goes away does

@@ -3,12 +3,14 @@ package client
 import (
 	"context"
 	"fmt"
+	"os"
 
 	"google.golang.org/protobuf/proto"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/attest/tsm"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/ledger/event"
 )
@@ -18,10 +20,49 @@ func (c *Client) kind() attest.Kind {
 	switch {
 	case c.tpm != nil:
 		return attest.KindTPM2
+	case c.evidence != nil:
+		return c.evidence.Kind()
 	case c.devDevice != nil:
 		return attest.KindDevelopment
 	}
 	return ""
+}
+
+// Evidence makes evidence of the machine that the client runs on, for kinds that say themselves which device it is
+// of: [github.com/bulla-project/bulla/attest/tsm.Device] for AMD SEV-SNP and Intel TDX. A program in a Nitro enclave
+// brings its own: it asks /dev/nsm for a document with Binding.Nonce as nonce, Binding.ReportData as user_data and
+// Binding.InstanceKey as public_key, and returns it as it is.
+type Evidence interface {
+	Kind() attest.Kind
+	Attest(ctx context.Context, b attest.Binding) ([]byte, error)
+}
+
+// openTSM is Config.Evidence, or what reads the reports of this machine; nil without either.
+func openTSM(cfg Config) (Evidence, error) {
+	if cfg.Evidence != nil || cfg.TSM == "" {
+		return cfg.Evidence, nil
+	}
+	var certs []byte
+	if cfg.TSMCerts != "" {
+		var err error
+		if certs, err = os.ReadFile(cfg.TSMCerts); err != nil {
+			return nil, fmt.Errorf("%w: certificates for reports (%s): %w", ErrConfig, EnvTSMCerts, err)
+		}
+	}
+	device, err := tsm.Open(tsm.Config{Dir: cfg.TSM, Certificates: certs})
+	if err != nil {
+		return nil, fmt.Errorf("open the reports of this machine (%s): %w", EnvTSM, err)
+	}
+	return device, nil
+}
+
+// machineEvidence is the evidence of a confidential machine. It names no device: the evidence does.
+func machineEvidence(ctx context.Context, c *Client, b attest.Binding) (string, []byte, error) {
+	shown, err := c.evidence.Attest(ctx, b)
+	if err != nil {
+		return "", nil, fmt.Errorf("get evidence of this machine: %w", err)
+	}
+	return "", shown, nil
 }
 
 // Attest shows the device's evidence to the broker and returns the attestation result (JSON). Get does it by
@@ -70,9 +111,12 @@ type attestation struct {
 func (c *Client) attest(ctx context.Context) (*envelope.Recipient, []byte, error) {
 	kind := c.kind()
 	if kind == "" {
-		return nil, nil, fmt.Errorf("%w: there is no device to attest: set %s to the TPM's address", ErrConfig, EnvTPM)
+		return nil, nil, fmt.Errorf("%w: there is no device to attest: set %s to the TPM's address, or %s on a confidential machine", ErrConfig, EnvTPM, EnvTSM)
 	}
 	evidence := devEvidence
+	if c.evidence != nil {
+		evidence = machineEvidence
+	}
 	var recipient *envelope.Recipient
 	if c.tpm != nil {
 		key, err := c.tpm.NewRecipientKey(ctx)

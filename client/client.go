@@ -47,6 +47,8 @@ const (
 	EnvSocket     = "SPIFFE_ENDPOINT_SOCKET" // Workload API
 	EnvTPM        = "BULLA_TPM"              // unix:PATH or device:PATH
 	EnvDeviceFile = "BULLA_DEVICE_FILE"      // a development device, as `bulla dev` makes it
+	EnvTSM        = "BULLA_TSM"              // directory of configfs-tsm reports, such as /sys/kernel/config/tsm/report
+	EnvTSMCerts   = "BULLA_TSM_CERTS"        // PEM file of certificates to send along with SEV-SNP reports
 )
 
 // brokerPath is the path of the broker's SPIFFE ID in the own trust domain, where no ID is configured.
@@ -65,6 +67,10 @@ type Config struct {
 
 	TPM        string // unix:PATH or device:PATH; "": none
 	DeviceFile string // a development device; "": none
+	TSM        string // directory of configfs-tsm reports of a confidential machine; "": none
+	TSMCerts   string // PEM file with certificates that SEV-SNP hosts do not give to their guests; "": none
+	// Evidence, if set, makes evidence of a confidential machine, instead of TSM.
+	Evidence Evidence
 
 	// MinimumSuite is the weakest envelope that is opened; zero: any post-quantum hybrid.
 	MinimumSuite envelope.Suite
@@ -81,6 +87,7 @@ func FromEnvironment() Config {
 	return Config{
 		Address: os.Getenv(EnvAddress), ServerID: os.Getenv(EnvServerID), EndpointSocket: os.Getenv(EnvSocket),
 		TPM: os.Getenv(EnvTPM), DeviceFile: os.Getenv(EnvDeviceFile),
+		TSM: os.Getenv(EnvTSM), TSMCerts: os.Getenv(EnvTSMCerts),
 	}
 }
 
@@ -100,6 +107,7 @@ type Client struct {
 	tpm        *device.TPM
 	tpmKey     *device.InstanceKey
 	devDevice  *dev.Device
+	evidence   Evidence // of a confidential machine
 
 	bindingMu   sync.Mutex // guards what follows
 	bound       []byte     // binding of the instance key
@@ -192,6 +200,9 @@ func (c *Client) makeInstance(ctx context.Context) (err error) {
 	default:
 		if c.instance, err = proof.GenerateInstanceKey(); err != nil {
 			return fmt.Errorf("make an instance key: %w", err)
+		}
+		if c.evidence, err = openTSM(c.cfg); err != nil {
+			return err
 		}
 		if c.cfg.DeviceFile != "" {
 			if c.devDevice, err = dev.Load(c.cfg.DeviceFile); err != nil {

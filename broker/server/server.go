@@ -135,11 +135,14 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	return err
 }
 
-// kinds are the kinds of devices that this server accepts: TPMs always, development devices only where a
-// development server says so.
+// kinds are the kinds of devices that this server accepts: development devices only where a development server
+// says so, the others where the reference values do.
 func kinds(opts Options) ([]attest.Verifier, map[attest.Kind]broker.Enroller, error) {
 	verifiers := []attest.Verifier{tpm.Verifier{}}
 	enrollers := map[attest.Kind]broker.Enroller{attest.KindTPM2: enrolTPM}
+	for _, v := range confidential(opts.Now) {
+		verifiers, enrollers[v.Kind()] = append(verifiers, v), enrolImage(v.Kind())
+	}
 	if opts.DevelopmentKey == nil {
 		return verifiers, enrollers, nil
 	}
