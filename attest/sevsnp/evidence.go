@@ -2,8 +2,8 @@ package sevsnp
 
 import (
 	"bytes"
-	"encoding/binary"
 	"crypto/x509"
+	"encoding/binary"
 	"encoding/hex"
 	"fmt"
 	"slices"

@@ -69,7 +69,7 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 	if err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
 	}
-	if err := r.check(b, dev); err != nil {
+	if err := r.check(b.ReportData(), dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
 	}
 	now := time.Now()
@@ -87,8 +87,7 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 }
 
 // check holds what the report says against what it has to be for.
-func (r Report) check(b attest.Binding, dev attest.Device) error {
-	data := b.ReportData()
+func (r Report) check(data [attest.ReportSize]byte, dev attest.Device) error {
 	switch {
 	case subtle.ConstantTimeCompare(r.fields.GetReportData(), data[:]) != 1:
 		return errors.New("REPORT_DATA is not that of this challenge, channel, principal and key")

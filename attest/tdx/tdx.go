@@ -80,7 +80,7 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 	if err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
 	}
-	if err := q.check(b, dev); err != nil {
+	if err := q.check(b.ReportData(), dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
 	}
 	now := time.Now()
@@ -97,9 +97,8 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 }
 
 // check holds what the quote says against what it has to be for.
-func (q Quote) check(b attest.Binding, dev attest.Device) error {
+func (q Quote) check(data [attest.ReportSize]byte, dev attest.Device) error {
 	body, qe := q.fields.GetTdQuoteBody(), q.certification().GetQeReport()
-	data := b.ReportData()
 	signer, err := hex.DecodeString(qeSigner)
 	switch {
 	case err != nil:
