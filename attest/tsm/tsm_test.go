@@ -51,6 +51,11 @@ func (k *kernel) serve(entry, out string) error {
 		if err != nil {
 			return err
 		}
+		// A new pipe for the next time: who reads this one to its end must not get what comes then.
+		next := filepath.Join(entry, "next")
+		if err := errors.Join(syscall.Mkfifo(next, 0o600), os.Rename(next, out)); err != nil {
+			return err
+		}
 		in, err := os.ReadFile(filepath.Join(entry, "inblob"))
 		generation++
 		if others > 0 {
