@@ -12,7 +12,6 @@ import (
 	"github.com/google/go-sev-guest/abi"
 	"github.com/google/go-sev-guest/kds"
 	spb "github.com/google/go-sev-guest/proto/sevsnp"
-	"github.com/google/uuid"
 
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/attest/chain"
@@ -93,9 +92,9 @@ func table(b []byte) ([][]byte, error) {
 		if end := uint64(offset) + uint64(length); end > uint64(len(b)) {
 			return nil, fmt.Errorf("an entry ends at %d, the table at %d", end, len(b))
 		}
-		switch uuid.UUID(entry[:16]).String() {
-		case abi.VcekGUID, abi.VlekGUID, abi.AskGUID:
-			if length > 0 {
+		guid := hex.EncodeToString(entry[:16])
+		for _, wanted := range []string{abi.VcekGUID, abi.VlekGUID, abi.AskGUID} {
+			if guid == strings.ReplaceAll(wanted, "-", "") && length > 0 {
 				ders = append(ders, b[offset:offset+length])
 			}
 		}

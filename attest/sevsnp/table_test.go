@@ -2,18 +2,22 @@ package sevsnp
 
 import (
 	"encoding/binary"
+	"encoding/hex"
+	"strings"
 	"testing"
 
 	"github.com/google/go-sev-guest/abi"
-	"github.com/google/uuid"
 )
 
 // certTable writes VCEK and ASK as a host does, with a zero entry and zeros to the end of the page.
 func certTable(certs [][]byte) []byte {
 	out, blobs := []byte{}, []byte{}
 	for i, guid := range []string{abi.VcekGUID, abi.AskGUID} {
-		id := uuid.MustParse(guid)
-		out = append(out, id[:]...)
+		id, err := hex.DecodeString(strings.ReplaceAll(guid, "-", ""))
+		if err != nil {
+			panic(err)
+		}
+		out = append(out, id...)
 		out = binary.LittleEndian.AppendUint32(out, uint32(3*abi.CertTableEntrySize+len(blobs)))
 		out = binary.LittleEndian.AppendUint32(out, uint32(len(certs[i])))
 		blobs = append(blobs, certs[i]...)
