@@ -27,19 +27,29 @@ type Report struct {
 	certs  []*x509.Certificate
 }
 
-// Parse takes evidence apart. The report is read by its library, whose panics on odd bytes become errors, and must
-// be the only form of what was read.
-func Parse(evidence []byte) (r Report, err error) {
+// Parse takes evidence apart.
+func Parse(evidence []byte) (Report, error) {
+	e, err := tsm.ParseSEVSNP(evidence)
+	if err != nil {
+		return Report{}, err
+	}
+	r, err := ParseReport(e.Report)
+	if err != nil {
+		return Report{}, err
+	}
+	r.certs, err = certificates(e)
+	return r, err
+}
+
+// ParseReport reads a report without its certificates. It is read by its library, whose panics on odd bytes become
+// errors, and must be the only form of what was read.
+func ParseReport(raw []byte) (r Report, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			r, err = Report{}, fmt.Errorf("the report can't be decoded: %v", p)
 		}
 	}()
-	e, err := tsm.ParseSEVSNP(evidence)
-	if err != nil {
-		return Report{}, err
-	}
-	r.raw = e.Report
+	r.raw = raw
 	if len(r.raw) != abi.ReportSize {
 		return Report{}, fmt.Errorf("report of %d bytes, want %d", len(r.raw), abi.ReportSize)
 	}
@@ -55,10 +65,7 @@ func Parse(evidence []byte) (r Report, err error) {
 	if r.signer, err = abi.ParseSignerInfo(r.fields.GetSignerInfo()); err != nil {
 		return Report{}, err
 	}
-	if r.policy, err = abi.ParseSnpPolicy(r.fields.GetPolicy()); err != nil {
-		return Report{}, err
-	}
-	r.certs, err = certificates(e)
+	r.policy, err = abi.ParseSnpPolicy(r.fields.GetPolicy())
 	return r, err
 }
 

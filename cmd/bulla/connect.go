@@ -64,7 +64,7 @@ func (id identityFlags) config() (client.Config, error) {
 		return cfg, usage("--tpm and --device-file exclude each other: name the device to use")
 	}
 	if id.tpm != "" || id.deviceFile != "" {
-		cfg.TPM, cfg.DeviceFile = id.tpm, id.deviceFile
+		cfg.TPM, cfg.DeviceFile, cfg.TSM = id.tpm, id.deviceFile, ""
 	}
 	if id.cert != "" || id.key != "" || id.bundle != "" {
 		if id.cert == "" || id.key == "" || id.bundle == "" {
@@ -123,7 +123,7 @@ func (a *app) connect(ctx context.Context, withDevice bool) (*client.Client, err
 	}
 	cfg.ConnectTimeout = min(connectTimeout, a.timeout)
 	if !withDevice {
-		cfg.TPM, cfg.DeviceFile = "", ""
+		cfg.TPM, cfg.DeviceFile, cfg.TSM = "", "", ""
 	}
 	if cfg.TPM != "" {
 		if err := checkTPM(cfg.TPM); err != nil {

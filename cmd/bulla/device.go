@@ -26,8 +26,8 @@ const maxChain = 256 << 10
 
 func newDeviceCommand(a *app) *cobra.Command {
 	return group("device", "Enrol, list, show and revoke devices",
-		"A device is what workloads attest: a TPM, named for good by its endorsement key, or, in development, a\n"+
-			"key in a file.",
+		"A device is what workloads attest: a TPM, named for good by its endorsement key, the image of a\n"+
+			"confidential machine, or, in development, a key in a file.",
 		"  bulla device enroll --tpm device:/dev/tpmrm0 --principal spiffe://example.org/db\n  bulla device list",
 		newDeviceEnrollCommand(a), newDeviceListCommand(a), newDeviceShowCommand(a), newDeviceRevokeCommand(a))
 }
@@ -35,19 +35,27 @@ func newDeviceCommand(a *app) *cobra.Command {
 func newDeviceEnrollCommand(a *app) *cobra.Command {
 	var principals []string
 	var chain string
+	var image imageFlags
 	c := &cobra.Command{
-		Use: "enroll [--tpm ADDRESS | --device-file FILE] --principal ID [flags]", Short: "Enrol a device",
+		Use: "enroll [--tpm ADDRESS | --device-file FILE | --kind KIND] --principal ID [flags]", Short: "Enrol a device",
 		Long: "Enrols the TPM of this machine: it shows its endorsement key with the certificate of its maker, and\n" +
 			"answers a challenge that only the TPM with that key can answer. Which makers or keys are accepted is\n" +
 			"said by the reference values of the active policy. In development a device file can stand in.\n\n" +
+			"Of confidential machines (--kind nitro, sev-snp or tdx) the image is enrolled, by what its hardware measures:\n" +
+			"from a file of measurements, as `nitro-cli build-enclave` prints them, or from a report that such a machine\n" +
+			"has made. You vouch for these values; every attestation has to show them. An image of sev-snp and tdx is\n" +
+			"pinned to the processor of the report, unless --any-platform is given.\n\n" +
 			"Each --principal is a SPIFFE ID that may run on the device. Without any, the policy alone decides.",
 		Example: "  bulla device enroll --tpm device:/dev/tpmrm0 --principal spiffe://example.org/db\n" +
-			"  bulla device enroll --tpm unix:/run/swtpm/sock --chain intermediates.pem --principal spiffe://example.org/db",
+			"  bulla device enroll --tpm unix:/run/swtpm/sock --chain intermediates.pem --principal spiffe://example.org/db\n" +
+			"  bulla device enroll --kind nitro --measurements pcrs.json --principal spiffe://example.org/db\n" +
+			"  bulla device enroll --kind sev-snp --evidence report.bin --any-platform --principal spiffe://example.org/db",
 		Args: argument(), ValidArgsFunction: cobra.NoFileCompletions, DisableFlagsInUseLine: true,
-		RunE: func(c *cobra.Command, _ []string) error { return a.enroll(c, principals, chain) },
+		RunE: func(c *cobra.Command, _ []string) error { return a.enroll(c, principals, chain, image) },
 	}
 	c.Flags().StringSliceVar(&principals, "principal", nil, "SPIFFE ID that may run on the device; may be repeated")
 	c.Flags().StringVar(&chain, "chain", "", "PEM file with intermediate certificates that the TPM does not hold itself")
+	image.add(c)
 	a.addIdentity(c)
 	a.addDevice(c)
 	return c
@@ -60,7 +68,7 @@ type enrollee struct {
 	answer  func(ctx context.Context, challenge []byte) ([]byte, error)
 }
 
-func (a *app) enroll(c *cobra.Command, principals []string, chain string) error {
+func (a *app) enroll(c *cobra.Command, principals []string, chain string, image imageFlags) error {
 	cfg, err := a.identity.config()
 	if err != nil {
 		return err
@@ -81,11 +89,17 @@ func (a *app) enroll(c *cobra.Command, principals []string, chain string) error 
 			return err
 		}
 	}
+	named, err := image.enrollee()
+	if err != nil {
+		return err
+	}
 	var enrolled *bullav1.Device
 	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) error {
-		what, err := newEnrollee(ctx, cfg, chainPEM)
-		if err != nil {
-			return err
+		what := named
+		if what.kind == "" {
+			if what, err = newEnrollee(ctx, cfg, chainPEM); err != nil {
+				return err
+			}
 		}
 		enrolled, err = what.enrol(ctx, bullav1.NewDevicesClient(conn), principals)
 		return err
@@ -125,7 +139,7 @@ func newEnrollee(ctx context.Context, cfg client.Config, chainPEM []byte) (enrol
 		}
 		return enrollee{attest.KindDevelopment, d.EnrolRequest(), func(context.Context, []byte) ([]byte, error) { return nil, nil }}, nil
 	}
-	return enrollee{}, usage("no device to enrol: name it with --tpm (%s) or --device-file (%s)", client.EnvTPM, client.EnvDeviceFile)
+	return enrollee{}, usage("no device to enrol: name it with --tpm (%s) or --device-file (%s), or an image with --kind", client.EnvTPM, client.EnvDeviceFile)
 }
 
 func (e enrollee) enrol(ctx context.Context, devices bullav1.DevicesClient, principals []string) (*bullav1.Device, error) {
@@ -176,7 +190,7 @@ func (a *app) printDevice(d *bullav1.Device) error {
 		if who == "" {
 			who = "whom the policy allows"
 		}
-		return show.Fields(w, []show.Field{
+		return show.Fields(w, append([]show.Field{
 			{Name: "device", Value: d.GetId()},
 			{Name: "kind", Value: d.GetKind()},
 			{Name: "state", Value: deviceState(d)},
@@ -188,7 +202,7 @@ func (a *app) printDevice(d *bullav1.Device) error {
 			{Name: "enrolled", Value: second(d.GetEnrolledAt())},
 			{Name: "revoked", Value: second(d.GetRevokedAt())},
 			{Name: "reason", Value: d.GetReason()},
-		})
+		}, imageFields(record.Image)...))
 	})
 }
 

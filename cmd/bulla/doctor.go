@@ -15,6 +15,7 @@ import (
 	"github.com/bulla-project/bulla/attest"
 	"github.com/bulla-project/bulla/attest/dev"
 	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/attest/tsm"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
@@ -154,6 +155,13 @@ func examineDevice(ctx context.Context, x *examination, cfg client.Config) {
 	case cfg.TPM != "":
 		id, err := tpmID(ctx, cfg.TPM)
 		x.note("tpm", err, fmt.Sprintf("%s at %s", id, cfg.TPM), "")
+	case cfg.TSM != "":
+		d, err := tsm.Open(tsm.Config{Dir: cfg.TSM})
+		kind := attest.Kind("")
+		if err == nil {
+			kind = d.Kind()
+		}
+		x.note("machine", err, fmt.Sprintf("%s, reports in %s", kind, cfg.TSM), "")
 	case cfg.DeviceFile != "":
 		d, err := dev.Load(cfg.DeviceFile)
 		var id attest.DeviceID

@@ -10,6 +10,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/attest/tsm"
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/client"
@@ -79,6 +80,7 @@ func outcomes() []outcome {
 		{certs.ErrNotYetValid, exitUnavailable, "compare the clocks of both machines. " + seeDoctor},
 		{certs.ErrUntrusted, exitUnavailable, seeDoctor},
 		{device.ErrUnavailable, exitUnavailable, "is BULLA_TPM the address of a TPM that this user may use? " + seeDoctor},
+		{tsm.ErrUnavailable, exitUnavailable, "is this a confidential machine, and BULLA_TSM a directory of reports that this user may use? " + seeDoctor},
 		{errTimeout, exitUnavailable, "raise --timeout. " + seeDoctor},
 		{context.DeadlineExceeded, exitUnavailable, "raise --timeout. " + seeDoctor},
 		{client.ErrUnavailable, exitUnavailable, "is the broker running? " + seeDoctor},

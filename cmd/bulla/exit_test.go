@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/bulla-project/bulla/attest/tpm/device"
+	"github.com/bulla-project/bulla/attest/tsm"
 	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/certs"
@@ -55,6 +56,7 @@ func TestExitCodes(t *testing.T) {
 		{certs.ErrExpired, exitUnavailable},
 		{certs.ErrNotYetValid, exitUnavailable},
 		{device.ErrUnavailable, exitUnavailable},
+		{tsm.ErrUnavailable, exitUnavailable},
 		{context.DeadlineExceeded, exitUnavailable},
 		{errTimeout, exitUnavailable},
 		{context.Canceled, exitFailed},

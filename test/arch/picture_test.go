@@ -53,6 +53,24 @@ var picture = []row{
 		"attest":              "it is one kind of evidence behind the Verifier",
 		"attest/tpm/evidence": "the form of what it checks",
 	}},
+	{"attest/chain", nil},
+	{"attest/tsm", map[string]string{
+		"attest": "the challenge it answers, and the frame of what it sends",
+	}},
+	{"attest/nitro", map[string]string{
+		"attest":       "it is one kind of evidence behind the Verifier",
+		"attest/chain": "the certificates up to a configured root",
+	}},
+	{"attest/sevsnp", map[string]string{
+		"attest":       "it is one kind of evidence behind the Verifier",
+		"attest/chain": "the certificates up to a configured root",
+		"attest/tsm":   "the form of what it checks",
+	}},
+	{"attest/tdx", map[string]string{
+		"attest":       "it is one kind of evidence behind the Verifier",
+		"attest/chain": "the certificates up to a configured root",
+		"attest/tsm":   "the size of what it checks",
+	}},
 	{"attest/tpm/swtpm", map[string]string{
 		"attest/tpm/device": "the open device that it hands out",
 	}},
@@ -124,6 +142,7 @@ var picture = []row{
 		"attest":            "challenges it answers",
 		"attest/dev":        "the software device of a development set-up",
 		"attest/tpm/device": "the TPM of this machine",
+		"attest/tsm":        "the reports of this machine, where it is a confidential one",
 		"audit/proofs":      "it keeps checkpoints and checks that its own deliveries are in the log",
 		"certs":             "its identity, and the broker's that it pins",
 		"envelope":          "it opens what it is given",
@@ -156,6 +175,7 @@ var picture = []row{
 		"attest/tpm/device":   "it makes and forges evidence",
 		"attest/tpm/evidence": "it makes and forges evidence",
 		"attest/tpm/swtpm":    "a real TPM for it",
+		"attest/tsm":          "it makes and forges evidence",
 		"test/xtest":          "it skips without swtpm",
 	}},
 	{"ledger/storetest", map[string]string{
@@ -182,7 +202,7 @@ type ban struct {
 // clientSide are the packages that end up inside a workload's process.
 var clientSide = []string{
 	"api/bulla/v1", "secret", "secret/keys", "envelope/proof", "ledger/event", "session", "envelope",
-	"attest", "attest/dev", "attest/tpm/evidence", "attest/tpm/device", "certs",
+	"attest", "attest/dev", "attest/tpm/evidence", "attest/tpm/device", "attest/tsm", "certs",
 	"client",
 }
 
@@ -194,6 +214,7 @@ func bans() []ban {
 		for _, reach := range []string{
 			"github.com/open-policy-agent/opa", "modernc.org/sqlite", "github.com/aws/aws-sdk-go-v2",
 			"github.com/tink-crypto/tink-go/v2", "github.com/google/go-attestation",
+			"github.com/google/go-sev-guest", "github.com/google/go-tdx-guest", "github.com/fxamacker/cbor/v2",
 		} {
 			all = append(all, ban{from, reach, "a workload links the SDK: it must stay light, and what decides and stores has no place in it"})
 		}

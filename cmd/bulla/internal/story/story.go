@@ -168,7 +168,7 @@ func (t *teller) start(ctx context.Context) (_ string, err error) {
 		}
 	}
 	bare := t.server.Client("workload")
-	bare.TPM, bare.DeviceFile = "", ""
+	bare.TPM, bare.DeviceFile, bare.TSM = "", "", ""
 	if t.bare, err = t.connect(ctx, bare); err != nil {
 		return "", fmt.Errorf("connect as workload: %w", err)
 	}
