@@ -157,7 +157,7 @@ type NewRules struct {
 
 // Attestation is the valid result of an appraisal of the device on which the caller's instance runs.
 type Attestation struct {
-	Kind      string   `json:"kind"` // tpm2, development
+	Kind      string   `json:"kind"` // as in attest.Kind
 	DeviceID  string   `json:"device_id"`
 	Tier      string   `json:"tier"` // none, affirming, warning, contraindicated
 	Score     int64    `json:"score"`

@@ -260,8 +260,8 @@ func (x *SignedRequest) GetProof() *Proof {
 
 type AttestRequest struct {
 	state          protoimpl.MessageState `protogen:"open.v1"`
-	Kind           string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // "tpm2" or "development"
-	Device         string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"` // the device's id
+	Kind           string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`     // "tpm2", "nitro", "sev-snp", "tdx" or "development"
+	Device         string                 `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"` // the device's id; may be empty for kinds whose evidence says it (the middle three)
 	Evidence       []byte                 `protobuf:"bytes,3,opt,name=evidence,proto3" json:"evidence,omitempty"`
 	RecipientKey   []byte                 `protobuf:"bytes,4,opt,name=recipient_key,json=recipientKey,proto3" json:"recipient_key,omitempty"` // HPKE recipient key certified by the evidence, may be empty
 	RecipientSuite string                 `protobuf:"bytes,5,opt,name=recipient_suite,json=recipientSuite,proto3" json:"recipient_suite,omitempty"`
