@@ -88,6 +88,7 @@ func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, 
 func (b *Broker) adminSignals(now time.Time, who caller, action policy.Action, resource policy.Resource) policy.Signals {
 	return policy.Signals{
 		Now: now.UnixMicro(), Action: action, Principal: b.principal(who, policy.LevelBasic), Resource: resource, Network: network(who),
+		Place: b.placeFacts(who),
 	}
 }
 

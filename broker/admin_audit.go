@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -208,10 +209,35 @@ func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1
 		return nil, err
 	}
 	out := new(bullav1.DoctorReply)
-	for _, c := range s.Health(ctx) {
+	for _, c := range append(s.Health(ctx), s.whereabouts()...) {
 		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})
 	}
 	return out, nil
+}
+
+// whereabouts says by what the broker knows where its callers are. None of it keeps it from serving: an older
+// database is better than none.
+func (b *Broker) whereabouts() []Check {
+	proxies := Check{Name: "proxies", Fine: "none: each peer is who its connection says"}
+	if len(b.proxies) > 0 {
+		proxies.Fine = "PROXY headers are believed, and demanded, from " + strings.Join(texts(b.proxies), ", ")
+	}
+	places := Check{Name: "place", Fine: "no database is configured: places are not known"}
+	if b.places != nil {
+		d := b.places.Database()
+		places.Err = b.places.Fault()
+		places.Fine = fmt.Sprintf("%s, built %s, %d days old, SHA-256 %s", d.Type(), d.Built().Format(time.DateOnly), int64(b.now().Sub(d.Built())/(24*time.Hour)), d.Digest())
+		places.Hint = "in use until then: " + places.Fine
+	}
+	return []Check{proxies, places}
+}
+
+func texts[T fmt.Stringer](all []T) []string {
+	out := make([]string, len(all))
+	for i, one := range all {
+		out[i] = one.String()
+	}
+	return out
 }
 
 // Check is one thing that has to be well for the broker to serve.

@@ -14,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -30,6 +31,7 @@ import (
 	"github.com/bulla-project/bulla/keyring/epoch"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/place"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -58,6 +60,10 @@ type Config struct {
 	Verifiers  []attest.Verifier
 	Enrollers  map[attest.Kind]Enroller
 	Invariants policy.Invariants // of this site
+	// Places says where addresses are; nil: nobody knows.
+	Places *place.Source
+	// Proxies are the ranges whose PROXY headers the listener believes, for Doctor to tell.
+	Proxies []netip.Prefix
 	// Types maps path prefixes of SPIFFE IDs to principal types; SERVICE where none fits.
 	Types map[string]string
 	// Calls and Denials are the allowance of each principal; zero means the default.
@@ -100,6 +106,9 @@ type Broker struct {
 	types     map[string]string
 	limits    *limits
 	history   *history
+	places    *place.Source // nil: none is configured
+	proxies   []netip.Prefix
+	travels   *travels
 	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
@@ -148,7 +157,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		signer: c.Signer, verifiers: map[attest.Kind]attest.Verifier{}, enrollers: c.Enrollers, site: c.Invariants, types: c.Types,
 		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
-		history: newHistory(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
+		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {

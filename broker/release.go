@@ -100,6 +100,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		Suite: asked.recipient.Suite().String(), KeyID: b.signer.Key().ID, EnvelopeDigest: event.Digest(sealed.Digest),
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
 		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, Offline: terms.offline, InHardware: terms.signals.Recipient.InHardware,
+		Place: eventPlace(terms.signals.Place), Places: terms.places,
 		Decision: terms.record(who.id),
 	})
 	reply.EventId = issued.ID.String()
@@ -131,6 +132,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		return nil, err
 	}
 	b.history.delivered(who.caller.id.String(), asked.name.String())
+	b.travels.arrived(terms.signals)
 	b.metrics.deliveries.Inc()
 	return b.complete(reply, result), nil
 }

@@ -10,6 +10,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
 	"github.com/bulla-project/bulla/attest"
+	"github.com/bulla-project/bulla/broker/proxy"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -20,16 +21,19 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 	if d.id != "" && d.result.HardwareBound() {
 		level = policy.LevelHighAssurance
 	}
-	return policy.Signals{
+	s := policy.Signals{
 		Now: now.UnixMicro(), Action: policy.ActionDeliver, Principal: b.principal(who.caller, level), Instance: who.instance.thumbprint,
 		Resource: policy.Resource{Kind: policy.KindSecret, Secret: secretFacts(t)}, Attestation: attestationFacts(d),
 		Network:   network(who.caller),
+		Place:     b.placeFacts(who.caller),
 		Recipient: &to,
 		History:   b.history.signals(ctx, who.caller.id.String(), d.id, t.name, now),
 		Request: policy.Request{
 			Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second), Operation: string(asked.operation),
 		},
 	}
+	s.History.Travel = b.travels.compare(ctx, s)
+	return s
 }
 
 // principal is the verified caller as policy sees it.
@@ -56,9 +60,12 @@ func (b *Broker) principalType(id spiffeid.ID) string {
 }
 
 func network(who caller) policy.Network {
-	group := who.conn.State.CurveID
+	group, via := who.conn.State.CurveID, ""
+	if announced, ok := who.addr.(*proxy.Addr); ok {
+		via = announced.Via.String()
+	}
 	return policy.Network{
-		Peer: who.addr.String(), TLSGroup: group.String(), PostQuantum: group == tls.X25519MLKEM768 || group == tls.SecP256r1MLKEM768 || group == tls.SecP384r1MLKEM1024,
+		Peer: who.addr.String(), Proxy: via, TLSGroup: group.String(), PostQuantum: group == tls.X25519MLKEM768 || group == tls.SecP256r1MLKEM768 || group == tls.SecP384r1MLKEM1024,
 		Channel: hex.EncodeToString(who.conn.exporter[:]),
 	}
 }

@@ -26,6 +26,7 @@ type terms struct {
 	expires   time.Time
 	receiptBy time.Time // zero: no receipt is demanded
 	uses      uint32    // 0: not counted
+	places    []string  // countries that it is bound to; none: not bound
 	epoch     string    // of the use shares, at grade gated
 	offline   uint32    // of the uses, those that may be fetched ahead
 	counters  []ledger.Counter
@@ -60,6 +61,9 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	if key { // whatever is asked: what the broker made for its own use never leaves it
 		grade = envelope.GradeProxied
 	}
+	if unmet := p.misplaced(nil); unmet != "" {
+		return terms{}, unmet
+	}
 	switch was := envelope.Grade(target.version.Exposure); {
 	case grade == envelope.GradeProxied && !key:
 		return terms{}, "grade proxied is for keys that the broker made, and this secret is opaque: generate one"
@@ -75,6 +79,9 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	t = terms{permit: p, grade: grade, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
 	if o.UsageLimit != nil && (t.uses == 0 || int64(t.uses) > o.UsageLimit.MaxUses) {
 		t.uses = uint32(min(o.UsageLimit.MaxUses, 1<<31))
+	}
+	if o.GeoRestriction != nil {
+		t.places = o.GeoRestriction.Countries
 	}
 	if o.ReceiptRequired != nil {
 		t.receiptBy = now.Add(time.Duration(o.ReceiptRequired.WithinSeconds) * time.Second)
@@ -126,6 +133,7 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 		{"rate_limit", o.RateLimit != nil, gradeOf(o.RateLimit, func(v *policy.RateLimit) policy.Grade { return v.Grade })},
 		{"forward_secrecy", o.ForwardSecrecy != nil, gradeOf(o.ForwardSecrecy, func(v *policy.ForwardSecrecy) policy.Grade { return v.Grade })},
 		{"quantum_resistant", o.QuantumResistant != nil, gradeOf(o.QuantumResistant, func(v *policy.QuantumResistant) policy.Grade { return v.Grade })},
+		{"geo_restriction", o.GeoRestriction != nil, gradeOf(o.GeoRestriction, func(v *policy.GeoRestriction) policy.Grade { return v.Grade })},
 		{"receipt_required", o.ReceiptRequired != nil, gradeOf(o.ReceiptRequired, func(v *policy.ReceiptRequired) policy.Grade { return v.Grade })},
 	}
 	grade = envelope.GradeOpen
@@ -140,10 +148,7 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 			return "", fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open, gated or proxied", g.name, g.grade)
 		}
 	}
-	switch {
-	case o.GeoRestriction != nil:
-		return "", "the policy demands geo_restriction, and this broker has no source of places"
-	case o.SplitKnowledge != nil:
+	if o.SplitKnowledge != nil {
 		return "", "the policy demands split_knowledge, which this broker can't enforce"
 	}
 	return grade, ""

@@ -166,6 +166,9 @@ func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet s
 	if unmet != "" {
 		return unmet
 	}
+	if unmet := p.misplaced(s.Places); unmet != "" {
+		return unmet
+	}
 	suite, err := envelope.ParseSuite(s.Suite)
 	switch {
 	case harder(grade, envelope.Grade(s.Grade)):
@@ -234,6 +237,7 @@ func (b *Broker) count(
 	case err != nil:
 		return nil, err
 	}
+	b.travels.arrived(permit.signals)
 	b.metrics.uses.Inc()
 	return b.hand(ctx, reply, s.ID, share, result.Index)
 }

@@ -50,24 +50,24 @@ func TestFind(t *testing.T) {
 	})
 	berlin := place.Place{Country: "DE", Continent: "EU", Point: &place.Point{LatitudeMilli: 52520, LongitudeMilli: -13405, RadiusKM: 20}}
 	for addr, want := range map[string]place.Place{
-		"10.1.2.3":          berlin,
-		"::ffff:10.1.2.3":   berlin,
-		"10.9.1.1":          {Country: "FR", Continent: "EU"},
-		"10.10.1.1":         {Country: "JP"},
-		"2001:db8::1":       {Country: "US", Continent: "NA", Point: &place.Point{LatitudeMilli: 90000, LongitudeMilli: 180000, RadiusKM: 1000}},
-		"2001:db8::1%eth0":  {Country: "US", Continent: "NA", Point: &place.Point{LatitudeMilli: 90000, LongitudeMilli: 180000, RadiusKM: 1000}},
-		"11.1.1.1":          {Country: "CH", Continent: "EU", Point: &place.Point{LatitudeMilli: 47500, LongitudeMilli: 8500, RadiusKM: 100}},
-		"11.2.1.1":          {}, // the two shapes disagree
-		"11.3.1.1":          {},
-		"11.4.1.1":          {},
-		"11.5.1.1":          {}, // where its owner is at home says nothing
-		"11.6.1.1":          {},
-		"11.7.1.1":          {Country: "DE", Continent: "EU"},
-		"11.8.1.1":          {Country: "DE"},
-		"11.9.1.1":          {Country: "DE"},
-		"11.10.1.1":         {},
-		"12.0.0.1":          {},
-		"2001:db9::1":       {},
+		"10.1.2.3":         berlin,
+		"::ffff:10.1.2.3":  berlin,
+		"10.9.1.1":         {Country: "FR", Continent: "EU"},
+		"10.10.1.1":        {Country: "JP"},
+		"2001:db8::1":      {Country: "US", Continent: "NA", Point: &place.Point{LatitudeMilli: 90000, LongitudeMilli: 180000, RadiusKM: 1000}},
+		"2001:db8::1%eth0": {Country: "US", Continent: "NA", Point: &place.Point{LatitudeMilli: 90000, LongitudeMilli: 180000, RadiusKM: 1000}},
+		"11.1.1.1":         {Country: "CH", Continent: "EU", Point: &place.Point{LatitudeMilli: 47500, LongitudeMilli: 8500, RadiusKM: 100}},
+		"11.2.1.1":         {}, // the two shapes disagree
+		"11.3.1.1":         {},
+		"11.4.1.1":         {},
+		"11.5.1.1":         {}, // where its owner is at home says nothing
+		"11.6.1.1":         {},
+		"11.7.1.1":         {Country: "DE", Continent: "EU"},
+		"11.8.1.1":         {Country: "DE"},
+		"11.9.1.1":         {Country: "DE"},
+		"11.10.1.1":        {},
+		"12.0.0.1":         {},
+		"2001:db9::1":      {},
 	} {
 		if diff := cmp.Diff(want, d.Find(netip.MustParseAddr(addr))); diff != "" {
 			t.Errorf("%s: %s", addr, diff)

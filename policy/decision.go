@@ -123,7 +123,8 @@ type ReceiptRequired struct {
 	Grade         Grade `json:"grade"`
 }
 
-// GeoRestriction allows use within Countries only (two-letter codes).
+// GeoRestriction allows delivery to and use from Countries only (ISO 3166-1 alpha-2), by the address of the
+// connection. Who comes from an unknown place is in none of them.
 type GeoRestriction struct {
 	Countries []string `json:"countries"`
 	Grade     Grade    `json:"grade"`

@@ -100,7 +100,7 @@ func decodeObligations(v ast.Value) (Obligations, error) {
 		case "receipt_required":
 			o.ReceiptRequired = &ReceiptRequired{WithinSeconds: p.number("within_seconds", 1, maxSeconds), Grade: p.grade()}
 		case "geo_restriction":
-			o.GeoRestriction = &GeoRestriction{Countries: p.list("countries"), Grade: p.grade()}
+			o.GeoRestriction = &GeoRestriction{Countries: p.countries(), Grade: p.grade()}
 		case "split_knowledge":
 			s := SplitKnowledge{Threshold: p.number("threshold", 2, maxList), Holders: p.list("holders"), Grade: p.grade()}
 			if s.Threshold > int64(len(s.Holders)) {
@@ -237,6 +237,17 @@ func (p *part) list(name string) []string {
 	slices.Sort(out)
 	if len(slices.Compact(slices.Clone(out))) != len(out) {
 		p.fail(fmt.Errorf("%s: an entry is there twice", name))
+	}
+	return out
+}
+
+// countries are codes as a database of places has them: another spelling would never be met.
+func (p *part) countries() []string {
+	out := p.list("countries")
+	for _, c := range out {
+		if len(c) != 2 || c[0] < 'A' || c[0] > 'Z' || c[1] < 'A' || c[1] > 'Z' {
+			p.fail(fmt.Errorf("countries: %q is not a code of two capital letters (ISO 3166-1 alpha-2)", short(c)))
+		}
 	}
 	return out
 }

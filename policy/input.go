@@ -58,7 +58,31 @@ func (r *Revision) assess(s Signals, zone string) risk.Assessment {
 			in.Novelty = "new"
 		}
 	}
+	assessPlace(&in, s)
 	return risk.Assess(in, r.model)
+}
+
+// assessPlace sets what risk makes of the place. A service that keeps its device back is not judged by its place,
+// and by far more for what the device would have said.
+func assessPlace(in *risk.Signals, s Signals) {
+	switch {
+	case s.Place == nil:
+		in.Unplaced = "no database of places is configured"
+	case s.Principal.Type != TypeUser && s.Attestation == nil:
+		in.Unplaced = "without a device only a USER is at one place at a time"
+	case s.History == nil:
+		in.Unplaced = "no history is kept of administrative calls"
+	case s.History.Travel != nil:
+		t := s.History.Travel
+		in.Velocity = risk.Velocity(t.DistanceKM, t.Seconds)
+		switch {
+		case s.Place.Country == "": // unknown
+		case t.NewCountry:
+			in.Country = "new"
+		default:
+			in.Country = "known"
+		}
+	}
 }
 
 // age returns the seconds since then, rounded up so that a limit is never stretched. A time that is
@@ -102,6 +126,9 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 	if a := s.Attestation; a != nil {
 		o = append(o, [2]*ast.Term{kAttestation, attestationTerm(a, s.Now)})
 	}
+	if p := s.Place; p != nil && p.Country != "" {
+		o = append(o, [2]*ast.Term{kPlace, placeTerm(p, s.Now)})
+	}
 	if rc := s.Recipient; rc != nil {
 		o = append(o, [2]*ast.Term{kRecipient, fields{
 			{kSuite, num(rc.Suite)},
@@ -109,12 +136,16 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 		}.term()})
 	}
 	if h := s.History; h != nil {
-		o = append(o, [2]*ast.Term{kHistory, fields{
+		past := fields{
 			{kRateMilli, num(h.RateMilli)},
 			{kDenialsMilli, num(h.DenialsMilli)},
 			{kUnconfirmedMilli, num(h.UnconfirmedMilli)},
 			{kNovel, boolean(h.Novel)},
-		}.term()})
+		}
+		if h.Travel != nil && s.Place != nil && s.Place.Country != "" {
+			past = append(past, [2]*ast.Term{kNewCountry, boolean(h.Travel.NewCountry)})
+		}
+		o = append(o, [2]*ast.Term{kHistory, past.term()})
 	}
 	return ast.NewObject(o...), assessment
 }
@@ -204,6 +235,20 @@ func attestationTerm(a *Attestation, now int64) *ast.Term {
 	return o.term()
 }
 
+func placeTerm(p *Place, now int64) *ast.Term {
+	o := fields{{kCountry, str(p.Country)}}
+	if p.Continent != "" {
+		o = append(o, [2]*ast.Term{kContinent, str(p.Continent)})
+	}
+	if q := p.Point; q != nil {
+		o = append(o, fields{{kLatitudeMilli, num(q.LatitudeMilli)}, {kLongitudeMilli, num(q.LongitudeMilli)}, {kRadiusKM, num(q.RadiusKM)}}...)
+	}
+	if seconds, ok := age(now, p.BuiltAt).Get(); ok {
+		o = append(o, [2]*ast.Term{kSourceAge, num(seconds)})
+	}
+	return o.term()
+}
+
 func riskTerm(a risk.Assessment) *ast.Term {
 	points := make(fields, len(a.Factors))
 	for i, f := range a.Factors {
@@ -237,6 +282,8 @@ var (
 	kAge              = str("age_seconds")
 	kAttestation      = str("attestation")
 	kClass            = str("class")
+	kContinent        = str("continent")
+	kCountry          = str("country")
 	kDenialsMilli     = str("denials_milli")
 	kDevice           = str("device")
 	kDeviceID         = str("device_id")
@@ -252,19 +299,24 @@ var (
 	kInstance         = str("instance")
 	kKeysBound        = str("keys_bound")
 	kKind             = str("kind")
+	kLatitudeMilli    = str("latitude_milli")
 	kLevel            = str("level")
+	kLongitudeMilli   = str("longitude_milli")
 	kMaxUses          = str("max_uses")
 	kName             = str("name")
 	kNetwork          = str("network")
 	kNewClass         = str("new_class")
+	kNewCountry       = str("new_country")
 	kNewType          = str("new_type")
 	kNovel            = str("novel")
 	kNow              = str("now")
 	kOperation        = str("operation")
 	kPath             = str("path")
+	kPlace            = str("place")
 	kPoints           = str("points")
 	kPostQuantum      = str("post_quantum")
 	kPrincipal        = str("principal")
+	kRadiusKM         = str("radius_km")
 	kRateMilli        = str("rate_milli")
 	kRecipient        = str("recipient")
 	kRequest          = str("request")
@@ -277,6 +329,7 @@ var (
 	kScore            = str("score")
 	kSecret           = str("secret")
 	kSession          = str("session")
+	kSourceAge        = str("source_age_seconds")
 	kState            = str("state")
 	kSuite            = str("suite")
 	kTLSGroup         = str("tls_group")

@@ -92,6 +92,7 @@ type Signals struct {
 	Resource    Resource     `json:"resource"`
 	Attestation *Attestation `json:"attestation"`
 	Network     Network      `json:"network"`
+	Place       *Place       `json:"place,omitempty"`
 	Recipient   *Recipient   `json:"recipient"`
 	History     *History     `json:"history"`
 	Request     Request      `json:"request"`
@@ -169,10 +170,28 @@ type Attestation struct {
 
 // Network is the connection as the broker sees it.
 type Network struct {
-	Peer        string `json:"peer"` // address and port of the connection, never a claimed one
+	Peer string `json:"peer"` // address and port of the connection, never a claimed one
+	// Proxy is the configured proxy that passed the connection on, and whose word Peer is.
+	Proxy       string `json:"proxy,omitempty"`
 	TLSGroup    string `json:"tls_group"`
 	PostQuantum bool   `json:"post_quantum"`
 	Channel     string `json:"channel"` // TLS exporter value
+}
+
+// Place is where the peer's address is, as the database of places says. Without a database there is none.
+type Place struct {
+	Country   string `json:"country"` // ISO 3166-1 alpha-2, "" if the database does not know
+	Continent string `json:"continent,omitempty"`
+	Point     *Point `json:"point,omitempty"`
+	Source    string `json:"source"`   // SHA-256 of the database's file, in hexadecimal
+	BuiltAt   int64  `json:"built_at"` // when the database was built
+}
+
+// Point is a position in thousandths of a degree, and how exact it is.
+type Point struct {
+	LatitudeMilli  int64 `json:"latitude_milli"`
+	LongitudeMilli int64 `json:"longitude_milli"`
+	RadiusKM       int64 `json:"radius_km"`
 }
 
 // Recipient is the key to which an envelope would be sealed.
@@ -187,6 +206,17 @@ type History struct {
 	DenialsMilli     int64 `json:"denials_milli"`
 	UnconfirmedMilli int64 `json:"unconfirmed_milli"`
 	Novel            bool  `json:"novel"` // this principal never had this secret
+	// Travel is for identities that are at one place at a time: a USER, and a device.
+	Travel *Travel `json:"travel,omitempty"`
+}
+
+// Travel compares the place with those from which the identity was permitted before.
+type Travel struct {
+	NewCountry bool `json:"new_country"` // none of them was in this country
+	// DistanceKM is how far it is from the last of them at least, the longest way on Earth where one of the two is
+	// not known, and Seconds the time since then. Both are 0 if there is none.
+	DistanceKM int64 `json:"distance_km"`
+	Seconds    int64 `json:"seconds"`
 }
 
 // Request is what the caller asked for beyond the action and the resource. 0 and "" mean not asked for.

@@ -14,6 +14,8 @@ const (
 	FactorHourOfWeek       = "hour_of_week"
 	FactorDenials          = "denials"
 	FactorUnconfirmed      = "unconfirmed"
+	FactorNewCountry       = "new_country"
+	FactorGeoVelocity      = "geo_velocity"
 )
 
 // FactorNames returns the name of every factor, in the order of an assessment.
@@ -39,6 +41,8 @@ const (
 	iHourOfWeek
 	iDenials
 	iUnconfirmed
+	iNewCountry
+	iGeoVelocity
 	factorCount
 )
 
@@ -52,7 +56,9 @@ type factor struct {
 	stepped bool
 	// free factors take the categories that the model names (zones).
 	free bool
-	read func(s Signals, m *Model) (value string, severity int, reason string)
+	// optional factors came after the first models: a model without one does not assess it, and gives what it gave.
+	optional bool
+	read     func(s Signals, m *Model) (value string, severity int, reason string)
 }
 
 // factorTable has every factor, in the order of the assessment. It is never written to.
@@ -88,6 +94,20 @@ var factorTable = [factorCount]factor{
 	}},
 	iUnconfirmed: {name: FactorUnconfirmed, stepped: true, read: func(s Signals, m *Model) (string, int, string) {
 		return steps(m, iUnconfirmed, s.Unconfirmed, "thousandths of a recent delivery without a receipt, smoothed")
+	}},
+	iNewCountry: {name: FactorNewCountry, ordered: []string{"known", "new"}, optional: true, read: func(s Signals, m *Model) (string, int, string) {
+		const what = "whether the principal, or the device, was permitted from this country before"
+		if s.Unplaced != "" {
+			return notAssessed, 0, what + ": " + s.Unplaced
+		}
+		return category(m, iNewCountry, s.Country, what)
+	}},
+	iGeoVelocity: {name: FactorGeoVelocity, stepped: true, optional: true, read: func(s Signals, m *Model) (string, int, string) {
+		const what = "kilometres per hour since the last permitted place, at least"
+		if s.Unplaced != "" {
+			return notAssessed, 0, what + ": " + s.Unplaced
+		}
+		return steps(m, iGeoVelocity, s.Velocity, what)
 	}},
 }
 

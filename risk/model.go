@@ -26,6 +26,7 @@ const digestLabel = "bulla-risk-model/v1\n"
 type Model struct {
 	valid  bool
 	rules  [factorCount]rule
+	absent [factorCount]bool // optional factors that the model does not name
 	floors [factorCount][]floorRule
 	usual  [hoursPerWeek]bool
 	digest [sha256.Size]byte
@@ -145,6 +146,9 @@ func build(file modelFile) (Model, []error) {
 	for i, f := range factorTable {
 		known[f.name] = i
 		r, ok := file.Factors[f.name]
+		if m.absent[i] = !ok && f.optional; m.absent[i] {
+			continue
+		}
 		if !ok {
 			faults = append(faults, fmt.Errorf("factor %q is missing: give it weight 0 to leave it out of the score", f.name))
 			continue
@@ -165,6 +169,9 @@ func build(file modelFile) (Model, []error) {
 		}
 		if fl.Severity < 1 || fl.Severity > MaxScore || fl.Score < 1 || fl.Score > MaxScore {
 			faults = append(faults, fmt.Errorf("floor of %q: severity and score must be 1 to %d", fl.Factor, MaxScore))
+		}
+		if m.absent[i] {
+			faults = append(faults, fmt.Errorf("floor of the factor %q, which is missing", fl.Factor))
 		}
 		m.floors[i] = append(m.floors[i], fl)
 	}

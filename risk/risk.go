@@ -7,8 +7,8 @@
 //   - Monotone: making one signal worse, everything else equal, never lowers the score.
 //   - Withholding never pays: a signal that is missing, unknown to the model or out of range counts as
 //     the worst value of its factor.
-//   - Explained: every factor is listed in the assessment with its value, its points and a reason, also
-//     when it is worth nothing, and the points of all factors, capped at 100 and lifted to the highest
+//   - Explained: every factor of the model is listed in the assessment with its value, its points and a reason,
+//     also when it is worth nothing, and the points of all factors, capped at 100 and lifted to the highest
 //     floor that applies, are the score.
 //
 // The package does not decide anything (that is package policy), does not collect signals (package broker)
@@ -64,6 +64,22 @@ type Signals struct {
 	Denials Reading
 	// Unconfirmed is the smoothed number of recent deliveries without a receipt, in thousandths.
 	Unconfirmed Reading
+	// Country is known or new: whether the principal, or the device, was permitted from this country before.
+	Country string
+	// Velocity is how fast the principal, or the device, must have travelled since it was permitted last, in
+	// kilometres per hour (Velocity). Where nothing is known but the time, it is that of the longest way.
+	Velocity Reading
+	// Unplaced says why Country and Velocity mean nothing for this request, and are worth nothing: nobody looks
+	// places up here, or the identity is at many places by right. It must not be what a caller can bring about by
+	// keeping something back that costs nothing elsewhere.
+	Unplaced string
+}
+
+// Velocity is the least speed, in kilometres per hour, at which a way of so many kilometres takes so many seconds.
+// Less than a second counts as one.
+func Velocity(km, seconds int64) Reading {
+	const most = 1 << 32
+	return Known(min(max(km, 0), most) * 3600 / max(seconds, 1))
 }
 
 // Factor is one assessed signal with what it added to the score.
@@ -99,6 +115,9 @@ func Assess(s Signals, m Model) Assessment {
 	}
 	floor := 0
 	for i, f := range factorTable {
+		if m.absent[i] {
+			continue
+		}
 		value, severity, reason := f.read(s, &m)
 		points := (m.rules[i].Weight*severity + MaxScore - 1) / MaxScore
 		a.Factors = append(a.Factors, Factor{Name: f.name, Value: value, Points: points, Reason: reason})
@@ -128,6 +147,7 @@ func HourOfWeek(unixMicro int64) Reading {
 const (
 	hoursPerWeek = 7 * 24
 	unknownValue = "unknown"
+	notAssessed  = "not_assessed"
 )
 
 func decimal(v int64) string { return strconv.FormatInt(v, 10) }

@@ -24,6 +24,8 @@ factors:
   hour_of_week: {weight: 5, severities: {usual: 0, unusual: 80}}
   denials: {weight: 15, steps: [{from: 3000, severity: 100}]}
   unconfirmed: {weight: 5, steps: []}
+  new_country: {weight: 5, severities: {known: 0, new: 100}}
+  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}
 usual_hours:
   - {days: [mon, fri], from: 8, to: 18}
 floors:
@@ -44,7 +46,7 @@ func best() Signals {
 	return Signals{
 		Level: "HIGH_ASSURANCE", SVIDAge: Known(0), AttestationAge: Known(0), AttestationScore: Known(100),
 		AttestationTier: "affirming", Zone: "office", Transit: "post_quantum", RateMilli: Known(0), Novelty: "known",
-		Hour: Known(8), Denials: Known(0), Unconfirmed: Known(0),
+		Hour: Known(8), Denials: Known(0), Unconfirmed: Known(0), Country: "known", Velocity: Known(0),
 	}
 }
 
@@ -92,6 +94,74 @@ func TestAssess(t *testing.T) {
 	if a := Assess(best(), Model{}); a.Score != MaxScore || len(a.Factors) != factorCount {
 		t.Errorf("without a model: %+v", a)
 	}
+}
+
+// TestOlderModels: a model from before the factors of place is read as it was, under the same digest, and what it
+// said of recorded signals it says today.
+func TestOlderModels(t *testing.T) {
+	t.Parallel()
+	older := example
+	for _, line := range []string{
+		"  new_country: {weight: 5, severities: {known: 0, new: 100}}\n", "  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}\n",
+	} {
+		older = strings.Replace(older, line, "", 1)
+	}
+	m := parse(t, older)
+	if m.Digest() != "806811299a74ba454bb9cd12d3c2ead62a98106f6bec3348e367caa531f8d016" {
+		t.Errorf("the digest is %s", m.Digest())
+	}
+	for _, s := range []Signals{{}, best(), {Country: "new", Velocity: Known(10_000)}} {
+		for _, f := range Assess(s, m).Factors {
+			if f.Name == FactorNewCountry || f.Name == FactorGeoVelocity {
+				t.Errorf("it assesses %+v", f)
+			}
+		}
+	}
+	if a := Assess(best(), m); a.Score != 0 || len(a.Factors) != factorCount-2 {
+		t.Errorf("%+v", a)
+	}
+}
+
+// TestUnplaced: where place means nothing, it is worth nothing, and the assessment says why.
+func TestUnplaced(t *testing.T) {
+	t.Parallel()
+	m, s := parse(t, example), best()
+	s.Country, s.Velocity = "new", Known(1000)
+	if p := points(Assess(s, m)); p[FactorNewCountry] != 5 || p[FactorGeoVelocity] != 5 {
+		t.Errorf("%+v", p)
+	}
+	s.Country, s.Velocity = "", Reading{}
+	if p := points(Assess(s, m)); p[FactorNewCountry] != 5 || p[FactorGeoVelocity] != 10 {
+		t.Errorf("withheld: %+v", p)
+	}
+	s.Unplaced = "nobody looks"
+	a := Assess(s, m)
+	for _, f := range a.Factors[iNewCountry:] {
+		if f.Points != 0 || f.Value != notAssessed || !strings.HasSuffix(f.Reason, ": nobody looks") {
+			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// TestVelocity: farther is never slower, and longer never faster.
+func TestVelocity(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ km, seconds, want int64 }{
+		{0, 0, 0}, {900, 3600, 900}, {1, 0, 3600}, {1, 3601, 0}, {-1, -1, 0}, {20_015, 1, 72_054_000}, {math.MaxInt64, 1, 1 << 32 * 3600},
+	} {
+		if v, ok := Velocity(c.km, c.seconds).Get(); !ok || v != c.want {
+			t.Errorf("%d km in %d s is %d km/h, want %d", c.km, c.seconds, v, c.want)
+		}
+	}
+	rapid.Check(t, func(t *rapid.T) {
+		km, seconds := rapid.Int64().Draw(t, "km"), rapid.Int64().Draw(t, "seconds")
+		v, ok := Velocity(km, seconds).Get()
+		farther, _ := Velocity(max(km, rapid.Int64().Draw(t, "farther")), seconds).Get()
+		longer, _ := Velocity(km, max(seconds, rapid.Int64().Draw(t, "longer"))).Get()
+		if !ok || v < 0 || farther < v || longer > v {
+			t.Fatalf("%d, farther %d, longer %d", v, farther, longer)
+		}
+	})
 }
 
 func TestAssessIsDeterministic(t *testing.T) {
@@ -158,6 +228,13 @@ func worse(t *rapid.T, s Signals) Signals {
 		s.Denials = number("denials", s.Denials)
 	case iUnconfirmed:
 		s.Unconfirmed = number("unconfirmed", s.Unconfirmed)
+	case iNewCountry:
+		s.Country = category("country", []string{"known", "new"}, s.Country)
+	case iGeoVelocity:
+		s.Velocity = number("velocity", s.Velocity)
+	}
+	if rapid.Bool().Draw(t, "assessed") {
+		s.Unplaced = ""
 	}
 	return s
 }
@@ -178,7 +255,8 @@ func drawSignals(t *rapid.T) Signals {
 		AttestationTier: text("tier", "affirming", "warning", "contraindicated"), Zone: text("zone", "office", "guests"),
 		Transit: text("transit", "post_quantum", "classical"), RateMilli: number("rate", 100_000),
 		Novelty: text("novelty", "known", "new"), Hour: number("hour", 170), Denials: number("denials", 5000),
-		Unconfirmed: number("unconfirmed", 5000),
+		Unconfirmed: number("unconfirmed", 5000), Country: text("country", "known", "new"), Velocity: number("velocity", 5000),
+		Unplaced: rapid.SampledFrom([]string{"", "a reason"}).Draw(t, "unplaced"),
 	}
 }
 
@@ -230,6 +308,7 @@ func TestParseModelRefuses(t *testing.T) {
 		"version":             {"version: 1", "version: 2"},
 		"missing factor":      {"  novelty: {weight: 5, severities: {known: 0, new: 100}}\n", ""},
 		"unknown factor":      {"  novelty:", "  place: {weight: 1}\n  novelty:"},
+		"absent factor":       {"  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}\nusual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:", "usual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:\n  - {factor: geo_velocity, severity: 100, score: 20}"},
 		"weight":              {"weight: 15, severities: {HIGH", "weight: 101, severities: {HIGH"},
 		"negative weight":     {"weight: 15, severities: {HIGH", "weight: -1, severities: {HIGH"},
 		"severity":            {"BASIC: 60", "BASIC: 101"},
@@ -279,7 +358,7 @@ func FuzzParseModel(f *testing.F) {
 		if (err == nil) != (m.Digest() != "") {
 			t.Fatal("a refused model is valid, or an accepted one is not")
 		}
-		if a := Assess(best(), m); a.Score < 0 || a.Score > MaxScore || len(a.Factors) != factorCount {
+		if a := Assess(best(), m); a.Score < 0 || a.Score > MaxScore || len(a.Factors) < factorCount-2 || len(a.Factors) > factorCount {
 			t.Fatalf("%+v", a)
 		}
 	})

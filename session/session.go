@@ -79,6 +79,8 @@ type Session struct {
 	Offline        uint32       `json:"offline,omitempty"` // of the uses, those that may be fetched ahead
 	Ahead          uint32       `json:"ahead,omitempty"`   // and those that were
 	InHardware     bool         `json:"in_hardware,omitempty"`
+	Place          *event.Place `json:"place,omitempty"`  // where it was delivered to; nil: not known
+	Places         []string     `json:"places,omitempty"` // countries that it is bound to; none: not bound
 	Issued         event.Time   `json:"issued_at"`
 	Expires        event.Time   `json:"expires_at"`
 	ReceiptBy      event.Time   `json:"receipt_by,omitzero"`
@@ -107,7 +109,7 @@ func Open(e event.Event) (Session, error) {
 	return Session{
 		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
 		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
-		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, Offline: b.Offline, InHardware: b.InHardware, Issued: e.Time,
+		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, Offline: b.Offline, InHardware: b.InHardware, Place: b.Place, Places: b.Places, Issued: e.Time,
 		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision,
 	}, nil
 }

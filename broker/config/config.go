@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/broker/proxy"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/internal/strictyaml"
 )
@@ -39,9 +40,11 @@ type Config struct {
 	Site    Site    `yaml:"site"`
 	// PrincipalTypes maps path prefixes of SPIFFE IDs to SERVICE, USER, CONTAINER, FUNCTION or PIPELINE.
 	PrincipalTypes map[string]string `yaml:"principal_types"`
-	// Proxies are the addresses whose PROXY headers would be believed. The broker takes no such headers, so
-	// the list has to be empty: every peer is who its connection says.
+	// Proxies are the CIDR ranges of load balancers in front of Listen: each has to begin its connections with a
+	// PROXY header of version 2, which is believed. Of everybody else the connection's address counts.
 	Proxies []string `yaml:"proxies"`
+	// Place says by what the places of addresses are known.
+	Place Place `yaml:"place"`
 }
 
 // SPIFFE says where the broker's identity comes from: a Workload API, or PEM files.
@@ -57,6 +60,11 @@ type SPIFFE struct {
 // Policy says where the first revision comes from.
 type Policy struct {
 	Dir string `yaml:"dir"`
+}
+
+// Place names a database of countries or cities in the MaxMind DB format; empty: no place is known.
+type Place struct {
+	MMDB string `yaml:"mmdb"`
 }
 
 // Keyring says what wraps the keys at rest: exactly one of the two.
@@ -110,7 +118,7 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	for _, p := range []*string{
-		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy,
+		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
 	} {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
@@ -139,8 +147,8 @@ func (c Config) Validate() error {
 	if err := proofs.CheckOrigin(c.Log.Origin); err != nil {
 		fault("log.origin", "%v", err)
 	}
-	if len(c.Proxies) > 0 {
-		fault("proxies", "PROXY headers are not supported: leave the list empty")
+	if _, err := proxy.ParseProxies(c.Proxies); err != nil {
+		fault("proxies", "%v", err)
 	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)

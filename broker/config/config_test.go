@@ -23,7 +23,9 @@ site:
   security: [spiffe://example.org/security]
 principal_types:
   /people: USER
-proxies: []
+proxies: [10.0.0.7/32]
+place:
+  mmdb: places.mmdb
 `
 
 func write(t testing.TB, text string) string {
@@ -43,6 +45,9 @@ func TestLoad(t *testing.T) {
 	if want := filepath.Join(filepath.Dir(path), "data"); c.DataDir != want {
 		t.Errorf("data_dir is %s, want it beside the file: %s", c.DataDir, want)
 	}
+	if want := filepath.Join(filepath.Dir(path), "places.mmdb"); c.Place.MMDB != want {
+		t.Errorf("place.mmdb is %s, want it beside the file: %s", c.Place.MMDB, want)
+	}
 	if c.PrincipalTypes["/people"] != "USER" || c.Site.Security[0] != "spiffe://example.org/security" {
 		t.Errorf("%+v", c)
 	}
@@ -51,7 +56,7 @@ func TestLoad(t *testing.T) {
 // TestFaultsAreNamed: each fault gives one sentence that says where it is.
 func TestFaultsAreNamed(t *testing.T) {
 	for name, c := range map[string]struct{ old, new, want string }{
-		"unknown key":      {"proxies: []", "proxys: []", "proxys"},
+		"unknown key":      {"proxies: [", "proxys: [", "proxys"},
 		"no listen":        {"listen: 127.0.0.1:8443\n", "", "listen"},
 		"bad port":         {"127.0.0.1:8443", "127.0.0.1:84430", "port"},
 		"no data_dir":      {"data_dir: data\n", "", "data_dir"},
@@ -63,7 +68,9 @@ func TestFaultsAreNamed(t *testing.T) {
 		"two keyrings":     {"  kek_file: kek", "  kek_file: kek\n  aws_kms: {key_id: k}", "exclude"},
 		"KMS without key":  {"  kek_file: kek", "  aws_kms: {region: eu-central-1}", "key_id"},
 		"bad origin":       {"secrets.example.org/bulla", "\"two words\"", "origin"},
-		"proxies":          {"proxies: []", "proxies: [10.0.0.1]", "proxies"},
+		"proxies":          {"10.0.0.7/32", "10.0.0.7", "proxies"},
+		"all proxies":      {"10.0.0.7/32", "0.0.0.0/0", "everybody"},
+		"unknown place":    {"  mmdb:", "  geoip:", "geoip"},
 		"bad type":         {"USER", "HUMAN", "HUMAN"},
 		"bad prefix":       {"/people", "people", "people"},
 		"bad site id":      {"spiffe://example.org/security", "https://example.org/security", "site"},

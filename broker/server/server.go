@@ -27,9 +27,11 @@ import (
 	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/broker"
 	"github.com/bulla-project/bulla/broker/config"
+	"github.com/bulla-project/bulla/broker/proxy"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/place"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -62,6 +64,7 @@ type Server struct {
 	log      *slog.Logger
 	stores   *stores
 	source   *certs.Source
+	places   *place.Source // nil: none is configured
 	engine   *policy.Engine
 	tree     *audit.Log
 	listener net.Listener
@@ -98,6 +101,11 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 	if s.source, err = openSource(ctx, cfg, opts); err != nil {
 		return nil, err
 	}
+	if cfg.Place.MMDB != "" {
+		if s.places, err = place.Open(place.Config{File: cfg.Place.MMDB, Log: opts.Log}); err != nil {
+			return nil, fmt.Errorf("%w: place.mmdb: %w", config.ErrInvalid, err)
+		}
+	}
 	s.tree, err = audit.Open(ctx, audit.Config{
 		Dir: filepath.Join(cfg.DataDir, logDir), Origin: genesis.Origin, Signer: s.stores.logKey,
 		Source: leaves{s.stores.ledger}, OutsideCheckpoint: cfg.Log.CheckpointCopy,
@@ -127,10 +135,14 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	proxies, err := proxy.ParseProxies(cfg.Proxies)
+	if err != nil {
+		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
+	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
-		Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
+		Places: s.places, Proxies: proxies, Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
 	})
 	return err
 }
@@ -190,6 +202,13 @@ func (s *Server) listen(cfg config.Config, opts Options) (err error) {
 		if s.listener, err = net.Listen("tcp", cfg.Listen); err != nil {
 			return fmt.Errorf("listen: %w", err)
 		}
+	}
+	proxies, err := proxy.ParseProxies(cfg.Proxies)
+	if err != nil {
+		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
+	}
+	if len(proxies) > 0 { // first, so that the limits count where a connection comes from
+		s.listener = proxy.Listen(s.listener, proxies, opts.Log)
 	}
 	s.listener = broker.Limit(s.listener, maxConnections, maxPerAddress)
 	s.grpc = s.Broker.GRPC()
@@ -340,6 +359,9 @@ func (s *Server) close() error {
 	}
 	if s.tree != nil {
 		errs = append(errs, s.tree.Close())
+	}
+	if s.places != nil {
+		errs = append(errs, s.places.Close())
 	}
 	if s.source != nil {
 		errs = append(errs, s.source.Close())

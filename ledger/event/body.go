@@ -140,6 +140,8 @@ type SessionIssued struct {
 	Epoch          string   `json:"epoch,omitempty"`       // of the use shares, at grade gated
 	Offline        uint32   `json:"offline,omitempty"`     // of the uses, those that may be fetched ahead
 	InHardware     bool     `json:"in_hardware,omitempty"` // the recipient key, as the device certified it
+	Place          *Place   `json:"place,omitempty"`       // where it was delivered to; nil: not known
+	Places         []string `json:"places,omitempty"`      // countries that it is bound to; none: not bound
 	Decision       Decision `json:"decision"`
 }
 

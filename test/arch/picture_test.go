@@ -83,6 +83,7 @@ var picture = []row{
 	// The broker's own: scoring, deciding, keeping.
 	{"risk", nil},
 	{"rego", nil},
+	{"place", nil},
 	{"policy", map[string]string{
 		"rego": "every bundle is checked against the schema that ships with the policy",
 		"risk": "the model is data of the revision, the score part of the input",
@@ -119,11 +120,13 @@ var picture = []row{
 	}},
 
 	// The sides themselves.
+	{"broker/proxy", nil},
 	{"broker", map[string]string{
 		"api/bulla/v1":   "the services it implements",
 		"attest":         "appraisal is a step of the release path",
 		"audit":          "the operator side exports, tails and rebuilds",
 		"audit/proofs":   "replies carry the checkpoint and proofs that the client checks",
+		"broker/proxy":   "who announced a peer's address",
 		"certs":          "who calls",
 		"envelope":       "sealing and signing are steps of the release path",
 		"envelope/proof": "the proofs on requests and receipts",
@@ -131,6 +134,7 @@ var picture = []row{
 		"keyring/epoch":  "the shares of gated sessions",
 		"ledger":         "the choke point: nothing leaves unless it has committed",
 		"ledger/event":   "what each step records",
+		"place":          "where a peer's address is",
 		"policy":         "the decision",
 		"risk":           "the score that the decision sees",
 		"secret":         "names and values",
@@ -156,6 +160,7 @@ var picture = []row{
 	// Wiring: what makes a running program of the sides.
 	{"broker/config", map[string]string{
 		"audit/proofs":        "what may be the name of a log",
+		"broker/proxy":        "what may be the range of a proxy",
 		"certs":               "what is a SPIFFE ID, and a trust domain",
 		"internal/strictyaml": "it is one strict file",
 	}},
@@ -169,6 +174,7 @@ var picture = []row{
 	{"test/xtest", nil},
 	{"certs/xtest", nil},
 	{"keyring/xtest", nil},
+	{"place/xtest", nil},
 	{"attest/xtest", map[string]string{
 		"attest":              "it makes and forges evidence",
 		"attest/tpm":          "it makes and forges evidence",
