@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -65,6 +66,7 @@ type Server struct {
 	stores   *stores
 	source   *certs.Source
 	places   *place.Source // nil: none is configured
+	proxies  []netip.Prefix
 	engine   *policy.Engine
 	tree     *audit.Log
 	listener net.Listener
@@ -135,14 +137,13 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
-	proxies, err := proxy.ParseProxies(cfg.Proxies)
-	if err != nil {
+	if s.proxies, err = proxy.ParseProxies(cfg.Proxies); err != nil {
 		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
 	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
-		Places: s.places, Proxies: proxies, Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
+		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
 	})
 	return err
 }
@@ -203,12 +204,8 @@ func (s *Server) listen(cfg config.Config, opts Options) (err error) {
 			return fmt.Errorf("listen: %w", err)
 		}
 	}
-	proxies, err := proxy.ParseProxies(cfg.Proxies)
-	if err != nil {
-		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
-	}
-	if len(proxies) > 0 { // first, so that the limits count where a connection comes from
-		s.listener = proxy.Listen(s.listener, proxies, opts.Log)
+	if len(s.proxies) > 0 { // first, so that the limits count where a connection comes from
+		s.listener = proxy.Listen(s.listener, s.proxies, opts.Log)
 	}
 	s.listener = broker.Limit(s.listener, maxConnections, maxPerAddress)
 	s.grpc = s.Broker.GRPC()
