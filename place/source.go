@@ -12,12 +12,12 @@ import (
 )
 
 // defaultPoll is how often a file is looked at.
-const defaultPoll = 10 * time.Second
+const defaultPoll = 2 * time.Second
 
 // Config names the file.
 type Config struct {
 	File string
-	Poll time.Duration // how often to look whether it was replaced; 0: every ten seconds
+	Poll time.Duration // how often to look whether it was replaced; 0: every two seconds
 	Log  *slog.Logger  // nil: silent
 }
 

@@ -126,7 +126,7 @@ func TestObligations(t *testing.T) {
 		`{"time_bound": {"ttl_seconds": 60, "grade": "open", "soft": true}}`, `{"time_bound": null}`, `{"time_bound": []}`,
 		`{"usage_limit": {"max_uses": 0, "grade": "open"}}`, `{"rate_limit": {"max": 1, "grade": "open"}}`,
 		`{"rate_limit": {"key": 1, "max": 1, "window_seconds": 1, "grade": "open"}}`,
-		`{"geo_restriction": {"countries": [], "grade": "open"}}`, `{"geo_restriction": {"countries": ["DE", "DE"], "grade": "open"}}`,
+		`{"geo_restriction": {"countries": [], "grade": "open"}}`, `{"geo_restriction": {"countries": ["de"], "grade": "open"}}`, `{"geo_restriction": {"countries": ["DEU"], "grade": "open"}}`, `{"geo_restriction": {"countries": ["DE", "DE"], "grade": "open"}}`,
 		`{"split_knowledge": {"threshold": 1, "holders": ["a", "b"], "grade": "open"}}`,
 		`{"split_knowledge": {"threshold": 3, "holders": ["a", "b"], "grade": "open"}}`,
 		`{1: {"grade": "open"}}`, `{"forward_secrecy": {}}`, `{"forward_secrecy": {"grade": ""}}`,

@@ -65,7 +65,7 @@ func TestUnpackRefusesEveryOtherForm(t *testing.T) {
 }
 
 func FuzzParseSignals(f *testing.F) {
-	for _, s := range []Signals{{}, request("x", ActionDoctor), attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)} {
+	for _, s := range []Signals{{}, request("x", ActionDoctor), placed("DE"), attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)} {
 		text, err := s.Encode()
 		if err != nil {
 			f.Fatal(err)
@@ -169,6 +169,7 @@ func TestInputFitsTheSchema(t *testing.T) {
 	}
 	rev := open(t, nil)
 	full := attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)
+	full.Place, full.History.Travel = placed("DE").Place, &Travel{}
 	full.Resource.Session = &Session{}
 	full.Resource.Device = &Device{}
 	full.Resource.Revision = &NewRules{}

@@ -45,6 +45,8 @@ func fill(t testing.TB, v reflect.Value) {
 		v.SetString("text <&> \u2028 é")
 	case reflect.Bool:
 		v.SetBool(true)
+	case reflect.Int64:
+		v.SetInt(-7)
 	case reflect.Uint32, reflect.Uint64:
 		v.SetUint(7)
 	case reflect.Slice:

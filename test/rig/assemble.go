@@ -3,6 +3,7 @@ package rig
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -183,6 +184,15 @@ func (r *Rig) RawAt(name, addr string) *Raw {
 	r.addr = addr
 	defer func() { r.addr = was }()
 	return r.Raw(name)
+}
+
+// RawWithAt is RawAt with a given instance key.
+func (r *Rig) RawWithAt(name string, key *ecdsa.PrivateKey, addr string) *Raw {
+	r.t.Helper()
+	was := r.addr
+	r.addr = addr
+	defer func() { r.addr = was }()
+	return r.RawWith(name, key)
 }
 
 // Enrol writes a device into the ledger as if it had been enrolled: for devices that no enrolment would admit.
