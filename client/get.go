@@ -150,7 +150,8 @@ func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened
 	s := &Secret{
 		Name: name.String(), Version: secret.Version(opened.Context.SecretVersion), SessionID: opened.Context.Session,
 		Grade: string(opened.Context.Grade), Expires: time.Unix(opened.Context.Expires, 0).UTC(), UsesEnforcedBy: opened.Context.UsesEnforcedBy, Offline: uint32(opened.Context.Offline),
-		Suite: suiteName(opened), PolicyRevision: reply.GetPolicy().GetRevision(), PolicyDigest: reply.GetPolicy().GetDigest(),
+		Places: opened.Context.Places,
+		Suite:  suiteName(opened), PolicyRevision: reply.GetPolicy().GetRevision(), PolicyDigest: reply.GetPolicy().GetDigest(),
 		Attestation: reply.GetAttestation(), RiskScore: opened.Context.RiskScore, Receipt: ReceiptPending,
 		EnvelopeDigest: event.Digest(opened.Digest).String(), LogIndex: reply.GetLogIndex(),
 		client: c, value: opened.Secret(), opened: opened, counted: opened.Context.Uses > 0, left: uint32(opened.Context.Uses),

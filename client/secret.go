@@ -35,8 +35,9 @@ type Secret struct {
 	Grade          string
 	Suite          string
 	Expires        time.Time
-	UsesEnforcedBy string // who counts the uses, "client" or "broker"; "" where they are not counted
-	Offline        uint32 // of the uses, those that FetchAhead may fetch
+	UsesEnforcedBy string   // who counts the uses, "client" or "broker"; "" where they are not counted
+	Offline        uint32   // of the uses, those that FetchAhead may fetch
+	Places         []string // countries that it is bound to, as the broker sees the connection; none: not bound
 	RiskScore      int
 	RiskFactors    []RiskFactor
 	PolicyRevision uint64

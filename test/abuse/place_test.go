@@ -145,7 +145,7 @@ func TestAbuse_A45_proxy_headers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			conn, err := net.Dial("tcp", r.ProxyFrom(c.from, c.header))
+			conn, err := net.Dial("tcp", rig.Balance(t, c.from, r.Addr(), c.header))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -186,6 +186,9 @@ func TestAbuse_A45_geo_restriction(t *testing.T) {
 	in := r.RawAt("workload", r.Proxy(berlin))
 	if _, _, err := in.Deliver(t.Context(), "demo/bound"); err != nil {
 		t.Fatal(err)
+	}
+	if s := get(t, r.Client("workload"), "demo/bound", "s3cret"); strings.Join(s.Places, " ") != "DE FR" {
+		t.Errorf("the envelope is bound to %q", s.Places)
 	}
 	if _, _, err := r.RawAt("workload", r.Proxy(paris)).Deliver(t.Context(), "demo/bound"); err != nil {
 		t.Fatal(err)

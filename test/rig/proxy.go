@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"testing"
 
 	"github.com/bulla-project/bulla/broker/proxy"
 )
@@ -17,8 +18,7 @@ const ProxyAddr = "127.0.0.2"
 // come from, and returns its address. It connects from ProxyAddr.
 func (r *Rig) Proxy(source string) string {
 	r.t.Helper()
-	header := Header(source, r.addr).Append(nil)
-	return r.ProxyFrom(ProxyAddr, header)
+	return Balance(r.t, ProxyAddr, r.addr, Header(source, r.addr).Append(nil))
 }
 
 // Header announces source, for a connection to destination.
@@ -30,14 +30,14 @@ func Header(source, destination string) proxy.Header {
 	return h
 }
 
-// ProxyFrom is Proxy with another address to connect from, and bytes of the test's own in place of the header.
-func (r *Rig) ProxyFrom(from string, header []byte) string {
-	r.t.Helper()
+// Balance runs a load balancer until the test ends, and returns its address. What connects to it is passed on to to,
+// from the address from, after the header.
+func Balance(t testing.TB, from, to string, header []byte) string {
+	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		r.t.Fatal(err)
+		t.Fatal(err)
 	}
-	to := r.addr
 	ctx, stop := context.WithCancel(context.Background())
 	var tasks sync.WaitGroup
 	tasks.Go(func() {
@@ -49,7 +49,7 @@ func (r *Rig) ProxyFrom(from string, header []byte) string {
 			tasks.Go(func() { pass(ctx, c, from, to, header) })
 		}
 	})
-	r.t.Cleanup(func() {
+	t.Cleanup(func() {
 		stop()
 		_ = l.Close()
 		tasks.Wait()
