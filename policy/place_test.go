@@ -197,3 +197,34 @@ func TestPlaceInput(t *testing.T) {
 		t.Errorf("new_country of an unknown place is %v", got)
 	}
 }
+
+// TestPlaceStyle: the condition that rego/README.md teaches holds for a listed country, and not for an unknown one.
+func TestPlaceStyle(t *testing.T) {
+	t.Parallel()
+	rev := open(t, map[string]string{
+		"data/countries.yaml": domain + "workload: [DE, FR]\n",
+		"rego/decision.rego": `package bulla
+
+import rego.v1
+
+default decision := {"decision": "DENY", "reasons": [], "obligations": {}, "requires": {}, "disclose": false}
+
+decision := {"decision": "PERMIT", "reasons": [], "obligations": {}, "requires": {}, "disclose": true} if at_home
+
+default at_home := false
+
+at_home if input.place.country in data.countries[input.principal.id]
+`,
+	})
+	e := newEngine(t, Config{})
+	for country, want := range map[string]Effect{"DE": Permit, "AU": Deny, "": Deny} {
+		if d := e.Decide(t.Context(), rev, placed(country)); d.Effect != want {
+			t.Errorf("from %q: %s", country, describe(d))
+		}
+	}
+	s := placed("DE")
+	s.Place = nil
+	if d := e.Decide(t.Context(), rev, s); d.Effect != Deny {
+		t.Errorf("without a database: %s", describe(d))
+	}
+}
