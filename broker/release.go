@@ -63,7 +63,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	}
 	permit, denied := verdict.permit()
 	if denied != nil {
-		if reply, err := b.answered(ctx, now, who, asked, active); reply != nil || err != nil { // permitted before
+		if reply, err := b.answered(ctx, now, who, asked, verdict, active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
 		return nil, b.deny(ctx, now, who, denied, target)
@@ -119,7 +119,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	}
 	result, err := b.ledger.Commit(ctx, commit)
 	if errors.Is(err, ledger.ErrDuplicateRequest) { // the same request again, and still permitted
-		before, err := b.answered(ctx, now, who, asked, nil)
+		before, err := b.answered(ctx, now, who, asked, terms.verdict, nil)
 		if before == nil && err == nil {
 			err = refuse(codes.Aborted, checkRequest, "this request was answered a moment ago and that answer is gone: ask with a new request id")
 		}
@@ -145,9 +145,9 @@ func (b *Broker) complete(reply *bullav1.DeliverReply, at ledger.Result) *bullav
 }
 
 // answered returns the reply that this request got before, while its session lives. Another key, another
-// instance or another question under the same id gets nothing. With a revision, only what that one permitted
-// counts: what a new revision denies, it denies to retries too.
-func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked ask, by *active) (*bullav1.DeliverReply, error) {
+// instance or another question under the same id gets nothing, nor another place where the session is bound to some.
+// With a revision, only what that one permitted counts: what a new revision denies, it denies to retries too.
+func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked ask, v verdict, by *active) (*bullav1.DeliverReply, error) {
 	before, err := b.ledger.Request(ctx, requestKey(who))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
@@ -168,6 +168,9 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 	}
 	if ended || row.StateAt(now).Ended() {
 		return nil, b.rejectRequest(ctx, now, who, checkSession, row.ID.String(), "the session of this request has ended: ask with a new request id")
+	}
+	if v.misplaced(row.Places) != "" {
+		return nil, nil
 	}
 	reply := new(bullav1.DeliverReply)
 	if err := proto.Unmarshal(before.Reply, reply); err != nil {

@@ -175,22 +175,22 @@ func placeOfEvent(p *event.Place) place.Place {
 	return out
 }
 
-// misplaced says why a request may not be answered to where it comes from: the countries that the policy allows, and
+// misplaced says why a request may not be answered to where it comes from: the countries that a permit allows, and
 // those that the session is bound to, if it is to any. An unknown place is in none.
-func (p permit) misplaced(bound []string) (unmet string) {
+func (v verdict) misplaced(bound []string) (unmet string) {
 	limits := [][]string{bound}
-	if g := p.decision.Obligations.GeoRestriction; g != nil {
+	if g := v.decision.Obligations.GeoRestriction; g != nil {
 		limits = append(limits, g.Countries)
 	}
 	for _, countries := range limits {
 		switch {
 		case len(countries) == 0:
-		case p.signals.Place == nil:
+		case v.signals.Place == nil:
 			return "the policy demands geo_restriction, and this broker has no database of places"
-		case p.signals.Place.Country == "":
+		case v.signals.Place.Country == "":
 			return "it is bound to a place, and where this connection comes from is not known"
-		case !slices.Contains(countries, p.signals.Place.Country):
-			return "it is bound to a place, and this connection comes from " + p.signals.Place.Country
+		case !slices.Contains(countries, v.signals.Place.Country):
+			return "it is bound to a place, and this connection comes from " + v.signals.Place.Country
 		}
 	}
 	return ""

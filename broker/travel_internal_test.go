@@ -35,7 +35,7 @@ func TestMisplaced(t *testing.T) {
 		"bound, and an unknown place":  {place: from(""), bound: []string{"FR"}, unmet: "not known"},
 		"bound, and demanded narrower": {place: from("FR"), demands: []string{"DE"}, bound: []string{"DE", "FR"}, unmet: "comes from FR"},
 	} {
-		p := permit{verdict{signals: policy.Signals{Place: c.place}}}
+		p := verdict{signals: policy.Signals{Place: c.place}}
 		if c.demands != nil {
 			p.decision.Obligations.GeoRestriction = &policy.GeoRestriction{Countries: c.demands, Grade: policy.GradeOpen}
 		}

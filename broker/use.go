@@ -81,7 +81,7 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 		unmet = permit.stillMet(now, s, want) // obligations
 	}
 	if denied != nil || unmet != "" {
-		if reply, err := b.usedBefore(ctx, now, who, s, want, share, active); reply != nil || err != nil { // permitted before
+		if reply, err := b.usedBefore(ctx, now, who, s, want, share, verdict, active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
 		if denied != nil {
@@ -224,7 +224,7 @@ func (b *Broker) count(
 	})
 	switch {
 	case errors.Is(err, ledger.ErrDuplicateRequest): // the same use again, and still permitted
-		before, err := b.usedBefore(ctx, now, who, s, want, share, nil)
+		before, err := b.usedBefore(ctx, now, who, s, want, share, permit.verdict, nil)
 		if before == nil && err == nil {
 			err = b.spent(ctx, now, who, s, want) // too long ago
 		}
@@ -253,8 +253,11 @@ func (b *Broker) hand(ctx context.Context, reply *bullav1.UseReply, id event.ID,
 }
 
 // usedBefore gives the same share again for the same request of the same instance, for as long as the answer is
-// kept and the session lives, or was ended by that very use. With a revision, only what that one permitted counts.
-func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, by *active) (*bullav1.UseReply, error) {
+// kept and the session lives, or was ended by that very use, and to no other place than the first time. With a
+// revision, only what that one permitted counts.
+func (b *Broker) usedBefore(
+	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, v verdict, by *active,
+) (*bullav1.UseReply, error) {
 	before, err := b.ledger.Request(ctx, useKey(s.ID, want.number))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
@@ -265,7 +268,7 @@ func (b *Broker) usedBefore(ctx context.Context, now time.Time, who request, s s
 	if before.Owner != useOwner(who) {
 		return nil, b.spent(ctx, now, who, s, want)
 	}
-	if !now.Before(before.Expires) {
+	if !now.Before(before.Expires) || v.misplaced(s.Places) != "" {
 		return nil, nil
 	}
 	reply := new(bullav1.UseReply)

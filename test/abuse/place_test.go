@@ -252,13 +252,16 @@ func TestAbuse_A45_gated_use_from_elsewhere(t *testing.T) {
 	r.Put("demo/bound", "bound", "s3cret")
 	in := r.RawAt("workload", r.Proxy(berlin))
 	s := deliverGated(t, in, "demo/bound", "s3cret", 3)
-	reply, err := s.use(t, in, requestID(), 1)
+	first := requestID()
+	reply, err := s.use(t, in, first, 1)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := s.opens(1, reply); err != nil {
 		t.Error(err)
 	}
+	_, err = s.use(t, r.RawWithAt("workload", in.Key, r.Proxy(sydney)), first, 1)
+	deniedFor(t, r, "the use of before, again from elsewhere", err, "AU")
 	for source, reason := range map[string]string{sydney: "AU", nowhere: "not known"} {
 		_, err = s.use(t, r.RawWithAt("workload", in.Key, r.Proxy(source)), requestID(), 2)
 		deniedFor(t, r, "a use from "+source, err, reason)
@@ -318,7 +321,7 @@ func TestAbuse_A45_travel(t *testing.T) {
 	c := rig.Config{SVIDTTL: 48 * time.Hour, Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }}
 	c.Policy = func(files map[string]string) { // at most what a known user pays who did not travel
 		files["data/grants.yaml"] += "spiffe://dev.bulla.test/batch: {read: {demo/: true}, devices: []}\n"
-		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "standard:", "near:\n  sensitivity: 1\n  levels: [BASIC]\n  max_risk: 69\n  attestation: {required: false}\n  obligations:\n    time_bound: {ttl_seconds: 600, grade: open}\nstandard:", 1)
+		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "standard:", "near:\n  sensitivity: 1\n  levels: [BASIC]\n  max_risk: 69\n  attestation: {required: false}\n  obligations:\n    time_bound: {ttl_seconds: 600, grade: open}\n    geo_restriction: {countries: [DE], grade: open}\nstandard:", 1)
 	}
 	r, _ := placedRig(t, c)
 	r.Put("demo/near", "near", "s3cret")
@@ -345,6 +348,20 @@ func TestAbuse_A45_travel(t *testing.T) {
 	}
 	if got := factors(deliver(berlin, "demo/near")); got != "new_country=known/0 geo_velocity=0/0 " {
 		t.Errorf("again: %s", got)
+	}
+	// The answer to a request that was permitted is given again, but not to where the secret is not bound to.
+	w := r.RawAt("workload", r.Proxy(berlin))
+	ask, _ := w.Ask("demo/near")
+	id := requestID()
+	if _, err := w.Broker.Deliver(t.Context(), w.SignAs(bullav1.Broker_Deliver_FullMethodName, id, ask)); err != nil {
+		t.Fatal(err)
+	}
+	out := r.RawWithAt("workload", w.Key, r.Proxy(sydney))
+	_, err := out.Broker.Deliver(t.Context(), out.SignAs(bullav1.Broker_Deliver_FullMethodName, id, ask))
+	wantCode(t, "a retry from the other side of the Earth", err, codes.PermissionDenied, "policy")
+	w.Challenge(nil)
+	if _, err := w.Broker.Deliver(t.Context(), w.SignAs(bullav1.Broker_Deliver_FullMethodName, id, ask)); err != nil {
+		t.Errorf("a retry from the same place: %v", err)
 	}
 	for range 3 {
 		if _, err := deliver(sydney, "demo/near"); rig.Refusal(err).GetCheck() != "policy" {
