@@ -33,7 +33,7 @@ func (b *Broker) authorise(ctx context.Context, action policy.Action, resource p
 	if err != nil {
 		return operation{}, b.answer(ctx, who, err)
 	}
-	v, err := b.decide(ctx, active, b.adminSignals(now, who, action, resource))
+	v, err := b.decide(ctx, active, b.adminSignals(now, who, action, resource), external{})
 	if err != nil {
 		return operation{}, b.answer(ctx, who, err)
 	}
@@ -80,11 +80,12 @@ func (o operation) by() *event.Decision {
 // shows asks policy whether the caller of a listing may see one of its entries: a list shows nothing that
 // asking for the entry would deny.
 func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, entry policy.Resource) bool {
-	v, err := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry))
+	v, err := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry), external{})
 	return err == nil && v.decision.Effect == policy.Permit
 }
 
-// adminSignals are the raw signals of an operator's call: no instance, no recipient, no history.
+// adminSignals are the raw signals of an operator's call: no instance, no recipient, no history; and no external
+// signals, so that a transmitter that was taken over can't lock out those who would end it.
 func (b *Broker) adminSignals(now time.Time, who caller, action policy.Action, resource policy.Resource) policy.Signals {
 	return policy.Signals{
 		Now: now.UnixMicro(), Action: action, Principal: b.principal(who, policy.LevelBasic), Resource: resource, Network: network(who),

@@ -209,7 +209,11 @@ func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1
 		return nil, err
 	}
 	out := new(bullav1.DoctorReply)
-	for _, c := range append(s.Health(ctx), s.whereabouts()...) {
+	checks := append(s.Health(ctx), s.whereabouts()...)
+	if c, ok := s.signalCheck(ctx); ok {
+		checks = append(checks, c)
+	}
+	for _, c := range checks {
 		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})
 	}
 	return out, nil

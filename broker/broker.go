@@ -66,6 +66,10 @@ type Config struct {
 	Proxies []netip.Prefix
 	// Types maps path prefixes of SPIFFE IDs to principal types; SERVICE where none fits.
 	Types map[string]string
+	// Factors are the tokens of other issuers that are taken; zero: none.
+	Factors Factors
+	// Transmitters send external signals; none: nobody does.
+	Transmitters []Transmitter
 	// Calls and Denials are the allowance of each principal; zero means the default.
 	Calls, Denials Rate
 	Now            func() time.Time // nil: time.Now
@@ -104,6 +108,8 @@ type Broker struct {
 	gate      *attest.Gate
 	site      policy.Invariants
 	types     map[string]string
+	tokens    Factors
+	senders   *senders // of external signals
 	limits    *limits
 	history   *history
 	places    *place.Source // nil: none is configured
@@ -155,6 +161,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		id: c.Source.ID(), origin: c.Tree.Key().Origin(), now: c.Now, logger: c.Log, source: c.Source,
 		peers: certs.NewPeerVerifier(c.Source, maxPrincipals), ledger: c.Ledger, ring: c.Ring, engine: c.Engine, tree: c.Tree,
 		signer: c.Signer, verifiers: map[attest.Kind]attest.Verifier{}, enrollers: c.Enrollers, site: c.Invariants, types: c.Types,
+		tokens: c.Factors, senders: newSenders(c.Transmitters),
 		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),

@@ -11,6 +11,7 @@ import (
 type metrics struct {
 	registry                                                   *prometheus.Registry
 	deliveries, uses, operations, denials, refusals, sweptDone prometheus.Counter
+	signals, signalsRefused, signalSessions                    prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -26,6 +27,9 @@ func newMetrics() *metrics {
 	m.denials = counter("denials_total", "Calls that the policy did not permit.")
 	m.refusals = counter("refusals_total", "Calls that a limiter refused.")
 	m.sweptDone = counter("sessions_swept_total", "Sessions that the sweeper ended or marked.")
+	m.signals = counter("signals_total", "External signals that were accepted.")
+	m.signalsRefused = counter("signals_refused_total", "External signals that were not believed, or came too fast.")
+	m.signalSessions = counter("signal_sessions_total", "Sessions that external signals ended.")
 	return m
 }
 

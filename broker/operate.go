@@ -31,6 +31,7 @@ type work struct {
 	session session.Session
 	input   keys.Input
 	device  []ledger.Precondition // the row of the device that the session relied on, which need not be today's
+	shown   []*bullav1.Factor
 }
 
 // result is what came of an operation that was permitted.
@@ -64,6 +65,10 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
+	factors, err := b.factors(ctx, now, who, w.shown) // tokens of other issuers
+	if err != nil {
+		return nil, err
+	}
 	active, err := b.current(ctx) // the revision that decides now
 	if err != nil {
 		return nil, err
@@ -77,7 +82,7 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	asked.operation = w.input.Operation
+	asked.operation, asked.factors = w.input.Operation, factors
 	target, err := b.target(ctx, asked) // the version that was delivered, or that there is none any more
 	if err != nil {
 		return nil, err
@@ -85,8 +90,12 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err := w.input.Validate(target.keyType()); err != nil && target.exists {
 		return nil, b.invalid(ctx, now, who, err.Error())
 	}
-	signals := b.signals(ctx, now, who, asked, recipientOf(w.session), device, target) // context
-	verdict, err := b.decide(ctx, active, signals)                                     // risk and policy
+	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	if err != nil {
+		return nil, err
+	}
+	signals := b.signals(ctx, now, who, asked, recipientOf(w.session), device, target, said) // context
+	verdict, err := b.decide(ctx, active, signals, said)                                     // risk and policy
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +120,7 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	unchanged := slices.Concat(w.device, device.unchanged(), []ledger.Precondition{target.unchanged(), active.unchanged()})
+	unchanged := slices.Concat(w.device, device.unchanged(), said.unchanged(), []ledger.Precondition{target.unchanged(), active.unchanged()})
 	return b.countOperation(ctx, now, who, w, permit, unchanged, target, done) // ledger commit, or what the request got before
 }
 
@@ -140,7 +149,7 @@ func (b *Broker) work(ctx context.Context, now time.Time, who request) (work, er
 	if ended || state.Ended() && !lastUse {
 		return work{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the key again", state))
 	}
-	return work{session: s, device: row, input: keys.Input{
+	return work{session: s, device: row, shown: in.GetFactors(), input: keys.Input{
 		Operation: keys.Operation(in.GetOperation()), Data: in.GetInput(), AssociatedData: in.GetAssociatedData(), Signature: in.GetSignature(),
 	}}, nil
 }

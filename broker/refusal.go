@@ -27,6 +27,7 @@ const (
 	checkReceipt     = "receipt"
 	checkLedger      = "ledger"
 	checkGrade       = "grade"
+	checkFactor      = "factor"
 )
 
 // constantDenial is all that a caller whom no grant covers is told, besides a support id: the same for a

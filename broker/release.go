@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -43,6 +44,9 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
+	if asked.factors, err = b.factors(ctx, now, who, asked.shown); err != nil { // tokens of other issuers
+		return nil, err
+	}
 	active, err := b.current(ctx) // the revision that decides
 	if err != nil {
 		return nil, err
@@ -56,8 +60,12 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	signals := b.signals(ctx, now, who, asked, recipient(device, asked), device, target) // context
-	verdict, err := b.decide(ctx, active, signals)                                       // risk and policy
+	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	if err != nil {
+		return nil, err
+	}
+	signals := b.signals(ctx, now, who, asked, recipient(device, asked), device, target, said) // context
+	verdict, err := b.decide(ctx, active, signals, said)                                       // risk and policy
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +119,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	commit := ledger.Commit{
 		Event:    issued,
 		Reply:    event.Digest(sealed.Digest),
-		Require:  append([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged()...),
+		Require:  slices.Concat([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged(), terms.said.unchanged()),
 		Counters: terms.counters,
 		Request: &ledger.Request{
 			Key: requestKey(who), Owner: requestOwner(who), Reply: stored, Expires: terms.expires, Session: session,
@@ -220,6 +228,7 @@ type verdict struct {
 	decision policy.Decision
 	signals  policy.Signals
 	active   *active
+	said     external
 }
 
 // permit is a verdict that permits. Only verdict.permit makes one, and terms, hence seal, need one.

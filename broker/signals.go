@@ -16,7 +16,7 @@ import (
 
 // signals gathers the raw facts of a delivery, or of a use, which is one as far as policy is concerned. Nothing here
 // judges them.
-func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked ask, to policy.Recipient, d device, t target) policy.Signals {
+func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked ask, to policy.Recipient, d device, t target, said external) policy.Signals {
 	level := policy.LevelBasic
 	if d.id != "" && d.result.HardwareBound() {
 		level = policy.LevelHighAssurance
@@ -31,6 +31,7 @@ func (b *Broker) signals(ctx context.Context, now time.Time, who request, asked 
 		Request: policy.Request{
 			Grade: asked.grade, MaxUses: int64(asked.maxUses), TTLSeconds: int64(asked.ttl / time.Second), Operation: string(asked.operation),
 		},
+		Factors: asked.factors, External: said.signals,
 	}
 	s.History.Travel = b.travels.compare(ctx, s)
 	return s

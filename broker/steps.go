@@ -30,6 +30,8 @@ type ask struct {
 	maxUses   uint32
 	ttl       time.Duration  // 0: as policy says
 	operation keys.Operation // what a session's key is to do; "" for a delivery
+	shown     []*bullav1.Factor
+	factors   []policy.Factor // verified, of what was shown
 }
 
 // ask parses the payload strictly.
@@ -61,6 +63,7 @@ func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, erro
 	return ask{
 		name: name, version: secret.Version(in.GetVersion()), recipient: recipient,
 		grade: in.GetGrade(), maxUses: in.GetMaxUses(), ttl: time.Duration(in.GetTtlSeconds()) * time.Second,
+		shown: in.GetFactors(),
 	}, nil
 }
 
@@ -152,7 +155,7 @@ func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
 
 // decide asks a revision, the active one. A caller who went away in the meantime gets no verdict: it would count
 // against somebody who was denied nothing.
-func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals) (verdict, error) {
+func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals, said external) (verdict, error) {
 	d := b.engine.Decide(ctx, active.revision, s)
 	if err := ctx.Err(); err != nil {
 		return verdict{}, err
@@ -160,7 +163,7 @@ func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals) (
 	if d.Fault != "" {
 		b.logger.Warn("policy gave no usable answer", "action", s.Action, "revision", active.digest.String(), "fault", d.Fault)
 	}
-	return verdict{decision: d, signals: s, active: active}, nil
+	return verdict{decision: d, signals: s, active: active, said: said}, nil
 }
 
 // deny records a DENY or STEP_UP and says as much as the caller may know.

@@ -49,6 +49,12 @@ func (b *Broker) Sweep(ctx context.Context) error {
 			break
 		}
 	}
+	if b.senders.behind.CompareAndSwap(true, false) {
+		if err := b.endSignals(ctx); err != nil {
+			b.senders.behind.Store(true)
+			return err
+		}
+	}
 	return b.recordRefusals(ctx, now, false)
 }
 
@@ -95,6 +101,9 @@ func (b *Broker) Run(ctx context.Context) {
 	}
 	if err := b.endEpochs(ctx); err != nil && ctx.Err() == nil {
 		b.logger.Error("gated sessions from before the start could not be ended", "error", err)
+	}
+	if err := b.endSignals(ctx); err != nil && ctx.Err() == nil {
+		b.logger.Error("sessions that signals ended could not be ended", "error", err)
 	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()

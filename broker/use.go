@@ -53,6 +53,10 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 	if err != nil {
 		return nil, err
 	}
+	factors, err := b.factors(ctx, now, who, want.shown) // tokens of other issuers
+	if err != nil {
+		return nil, err
+	}
 	active, err := b.current(ctx) // the revision that decides now
 	if err != nil {
 		return nil, err
@@ -70,8 +74,13 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 	if err != nil {
 		return nil, err
 	}
-	signals := b.signals(ctx, now, who, asked, recipientOf(s), device, target) // context
-	verdict, err := b.decide(ctx, active, signals)                             // risk and policy
+	asked.factors = factors
+	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	if err != nil {
+		return nil, err
+	}
+	signals := b.signals(ctx, now, who, asked, recipientOf(s), device, target, said) // context
+	verdict, err := b.decide(ctx, active, signals, said)                             // risk and policy
 	if err != nil {
 		return nil, err
 	}
@@ -89,7 +98,7 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 		}
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
-	unchanged := slices.Concat(permit.counted(s, want), device.unchanged(), []ledger.Precondition{target.unchanged()})
+	unchanged := slices.Concat(permit.counted(s, want), device.unchanged(), said.unchanged(), []ledger.Precondition{target.unchanged()})
 	return b.count(ctx, now, who, s, want, share, permit, unchanged) // ledger commit, or what the request got before
 }
 
@@ -99,6 +108,7 @@ type wanted struct {
 	ahead  bool                  // for a time without the broker
 	seq    int64                 // of the session's row
 	device []ledger.Precondition // the row of the device that the session relied on, which need not be today's
+	shown  []*bullav1.Factor
 }
 
 // wanted parses the payload and finds the session. One of another instance looks like none.
@@ -123,7 +133,7 @@ func (b *Broker) wanted(ctx context.Context, now time.Time, who request) (sessio
 	if ended || state.Ended() && !lastUse {
 		return session.Session{}, wanted{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the secret again", state))
 	}
-	return s, wanted{number: in.GetNumber(), ahead: in.GetAhead(), seq: seq, device: row}, nil
+	return s, wanted{number: in.GetNumber(), ahead: in.GetAhead(), seq: seq, device: row, shown: in.GetFactors()}, nil
 }
 
 // share derives a share. A session whose epoch is over, or was another process's, is ended: none of its shares can

@@ -59,7 +59,7 @@ func (s *Secret) fetchAhead(ctx context.Context) error {
 	case errors.Is(err, errOnlyAhead):
 		return fmt.Errorf("%w: session %s has no uses left", ErrEnded, s.SessionID)
 	case errors.Is(err, ErrDenied): // it was not given out: it may be, for a use now
-		s.giveBack(shareAsk{number: ask.number, req: &sent{id: newRequestID(s.client)}})
+		s.giveBack(s.newAsk(ask.number, false))
 	case ask.req != nil && !errors.Is(err, ErrEnded):
 		s.giveBack(ask)
 	}

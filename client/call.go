@@ -229,6 +229,9 @@ func stale(err error) bool {
 	if !errors.As(err, &r) {
 		return false
 	}
+	if r.Check == checkFactor { // the broker has to ask somebody else: another connection is no help
+		return false
+	}
 	return r.Code == codes.Unavailable || r.Code == codes.Unauthenticated && (r.Check == "nonce" || r.Check == "instance" || r.Check == "identity" || r.Check == "proof")
 }
 

@@ -49,6 +49,7 @@ const (
 	EnvDeviceFile = "BULLA_DEVICE_FILE"      // a development device, as `bulla dev` makes it
 	EnvTSM        = "BULLA_TSM"              // directory of configfs-tsm reports, such as /sys/kernel/config/tsm/report
 	EnvTSMCerts   = "BULLA_TSM_CERTS"        // PEM file of certificates to send along with SEV-SNP reports
+	EnvTokenFile  = "BULLA_TOKEN_FILE"       // a token of another issuer
 )
 
 // brokerPath is the path of the broker's SPIFFE ID in the own trust domain, where no ID is configured.
@@ -72,6 +73,13 @@ type Config struct {
 	// Evidence, if set, makes evidence of a confidential machine, instead of TSM.
 	Evidence Evidence
 
+	// TokenFile holds a token of another issuer (OpenID Connect, or a JWT-SVID), which is read anew and shown only when
+	// the policy asks for a further factor; "": none.
+	TokenFile string
+	// Token, if set, gets such a token instead. instance is the thumbprint of the instance key: an issuer that takes a
+	// nonce can bind the token to it.
+	Token func(ctx context.Context, instance string) (string, error)
+
 	// MinimumSuite is the weakest envelope that is opened; zero: any post-quantum hybrid.
 	MinimumSuite envelope.Suite
 	// LogKey, if set, is the log's verifier key: VerifyInclusion needs it.
@@ -86,7 +94,7 @@ type Config struct {
 func FromEnvironment() Config {
 	return Config{
 		Address: os.Getenv(EnvAddress), ServerID: os.Getenv(EnvServerID), EndpointSocket: os.Getenv(EnvSocket),
-		TPM: os.Getenv(EnvTPM), DeviceFile: os.Getenv(EnvDeviceFile),
+		TPM: os.Getenv(EnvTPM), DeviceFile: os.Getenv(EnvDeviceFile), TokenFile: os.Getenv(EnvTokenFile),
 		TSM: os.Getenv(EnvTSM), TSMCerts: os.Getenv(EnvTSMCerts),
 	}
 }

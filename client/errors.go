@@ -90,14 +90,16 @@ type requirement struct {
 	Attestation *struct {
 		Kinds []string `json:"kinds"`
 	} `json:"attestation"`
-	Factor   json.RawMessage `json:"factor"`
+	Factor *struct {
+		Level string `json:"level"`
+	} `json:"factor"`
 	Approval json.RawMessage `json:"approval"`
 }
 
-// attestable says whether attesting the device, and nothing else, would satisfy the policy.
+// attestable says whether the policy wants an attestation of this kind.
 func (r *Refusal) attestable(kind string) bool {
 	var want requirement
-	if r.Decision != "STEP_UP" || json.Unmarshal(r.Requires, &want) != nil || want.Attestation == nil || want.Factor != nil || want.Approval != nil {
+	if r.Decision != "STEP_UP" || json.Unmarshal(r.Requires, &want) != nil || want.Attestation == nil || want.Approval != nil {
 		return false
 	}
 	if len(want.Attestation.Kinds) == 0 {

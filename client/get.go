@@ -53,14 +53,25 @@ func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secr
 	}
 	s, err := c.deliver(ctx, parsed, opts)
 	var refused *Refusal
-	if errors.As(err, &refused) && refused.attestable(string(c.kind())) && c.kind() != "" {
-		c.cfg.Log.Debug("policy wants an attestation", "secret", name)
-		if _, err := c.Attest(ctx); err != nil {
-			return nil, fmt.Errorf("attest the device, as the policy wants for %s: %w", name, err)
-		}
-		return c.deliver(ctx, parsed, opts)
+	if !errors.As(err, &refused) {
+		return s, err
+	}
+	factors, more, failed := c.satisfy(ctx, refused)
+	switch {
+	case failed != nil:
+		return nil, fmt.Errorf("get %s: %w", name, failed)
+	case !more:
+		return s, err
+	}
+	if s, err = c.deliver(ctx, parsed, append(opts[:len(opts):len(opts)], withFactors(factors))); s != nil {
+		s.shows = len(factors) > 0
 	}
 	return s, err
+}
+
+// withFactors shows tokens.
+func withFactors(factors []*bullav1.Factor) GetOption {
+	return func(r *bullav1.DeliverRequest) { r.Factors = factors }
 }
 
 // deliver asks once (with the retries of one request), opens and acknowledges.

@@ -23,6 +23,7 @@ type workAsk struct {
 	req   *sent
 	salt  []byte
 	again bool // it was sent before, and the answer did not come
+	shown []*bullav1.Factor
 }
 
 // KeyType is the type of a proxied key, such as "ecdsa-p256"; "" at other grades.
@@ -98,7 +99,7 @@ func (s *Secret) work(ctx context.Context, in keys.Input) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		reply, err := s.getWork(ctx, ask, in)
+		reply, err := s.getWork(ctx, &ask, in)
 		switch {
 		case err == nil:
 			return s.outcome(in, reply)
@@ -159,24 +160,46 @@ func workID(in keys.Input) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// getWork asks the broker, and once more after an attestation if the policy wants one.
-func (s *Secret) getWork(ctx context.Context, ask workAsk, in keys.Input) (*bullav1.OperateReply, error) {
+// getWork asks the broker, and once more with what the policy wants besides. A question that was sent is the same one
+// when it is asked again, token and all, so that its answer is.
+func (s *Secret) getWork(ctx context.Context, ask *workAsk, in keys.Input) (*bullav1.OperateReply, error) {
 	c := s.client
-	payload := fixed(&bullav1.OperateRequest{
-		SessionId: s.SessionID, Operation: string(in.Operation), Input: in.Data, AssociatedData: in.AssociatedData, Signature: in.Signature, Salt: ask.salt,
-	})
-	reply, err := call(ctx, c, bullav1.Broker_Operate_FullMethodName, ask.req, payload, c.broker.Operate)
-	var refused *Refusal
-	if errors.As(err, &refused) && c.kind() != "" && refused.attestable(string(c.kind())) {
-		if _, err := c.Attest(ctx); err != nil {
-			return nil, fmt.Errorf("attest the device, as the policy wants for this operation: %w", err)
+	if s.shows && !ask.again && len(ask.shown) == 0 {
+		one, err := c.factor(ctx)
+		if err != nil {
+			return nil, err
 		}
-		reply, err = call(ctx, c, bullav1.Broker_Operate_FullMethodName, ask.req, payload, c.broker.Operate)
+		ask.shown = []*bullav1.Factor{one}
 	}
+	reply, err := s.sendWork(ctx, ask, in)
+	var refused *Refusal
+	if !errors.As(err, &refused) {
+		return reply, err
+	}
+	if refused.Check == checkFactor { // it may have ended since: the next try shows another, as another request
+		ask.shown, ask.req.id = nil, newRequestID(c)
+		return nil, err
+	}
+	factors, more, failed := c.satisfy(ctx, refused)
+	switch {
+	case failed != nil:
+		return nil, failed
+	case !more:
+		return nil, err
+	}
+	ask.shown = factors
+	return s.sendWork(ctx, ask, in)
+}
+
+func (s *Secret) sendWork(ctx context.Context, ask *workAsk, in keys.Input) (*bullav1.OperateReply, error) {
+	reply, err := call(ctx, s.client, bullav1.Broker_Operate_FullMethodName, ask.req, fixed(&bullav1.OperateRequest{
+		SessionId: s.SessionID, Operation: string(in.Operation), Input: in.Data, AssociatedData: in.AssociatedData, Signature: in.Signature,
+		Salt: ask.salt, Factors: ask.shown,
+	}), s.client.broker.Operate)
 	if err != nil {
 		return nil, err
 	}
-	return reply, c.see(reply.GetCheckpoint())
+	return reply, s.client.see(reply.GetCheckpoint())
 }
 
 // outcome checks what can be checked of a reply. A signature has to verify against the key of the envelope.

@@ -52,6 +52,7 @@ type Secret struct {
 	public      keys.Public // at grade proxied
 	replySalt   event.Salt
 	replyDigest event.Digest
+	shows       bool // the policy wanted a token: uses show one at once
 	leafEvent   [32]byte
 
 	mu      sync.Mutex // guards what follows

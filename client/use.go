@@ -19,6 +19,7 @@ const useTimeout = 10 * time.Second
 type shareAsk struct {
 	number uint32
 	req    *sent
+	in     *bullav1.UseRequest
 	again  bool // it was sent before, and the answer did not come
 	ahead  bool // for a time without the broker
 }
@@ -90,7 +91,14 @@ func (s *Secret) takeShare(ahead bool) (shareAsk, error) {
 	}
 	s.left--
 	s.taken++
-	return shareAsk{number: s.taken, req: &sent{id: newRequestID(s.client)}, ahead: ahead}, nil
+	return s.newAsk(s.taken, ahead), nil
+}
+
+func (s *Secret) newAsk(number uint32, ahead bool) shareAsk {
+	return shareAsk{
+		number: number, req: &sent{id: newRequestID(s.client)}, ahead: ahead,
+		in: &bullav1.UseRequest{SessionId: s.SessionID, Number: number, Ahead: ahead},
+	}
 }
 
 // giveBack keeps a share whose answer did not come for the next use.
@@ -102,22 +110,43 @@ func (s *Secret) giveBack(ask shareAsk) {
 	s.left++
 }
 
-// getShare asks the broker, and once more after an attestation if the policy wants one.
+// getShare asks the broker, and once more with what the policy wants besides. A question that was sent is the same one
+// when it is asked again, token and all, so that its answer is.
 func (s *Secret) getShare(ctx context.Context, ask shareAsk) (*bullav1.UseReply, error) {
 	c := s.client
-	in := &bullav1.UseRequest{SessionId: s.SessionID, Number: ask.number, Ahead: ask.ahead}
-	reply, err := call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(in), c.broker.Use)
-	var refused *Refusal
-	if errors.As(err, &refused) && c.kind() != "" && refused.attestable(string(c.kind())) {
-		if _, err := c.Attest(ctx); err != nil {
-			return nil, fmt.Errorf("attest the device, as the policy wants for this use: %w", err)
+	if s.shows && !ask.again && len(ask.in.GetFactors()) == 0 {
+		one, err := c.factor(ctx)
+		if err != nil {
+			return nil, err
 		}
-		reply, err = call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(in), c.broker.Use)
+		ask.in.Factors = []*bullav1.Factor{one}
 	}
+	reply, err := call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(ask.in), c.broker.Use)
+	var refused *Refusal
+	if !errors.As(err, &refused) {
+		return s.got(reply, err)
+	}
+	if refused.Check == checkFactor { // it may have ended since: the next try shows another, as another request
+		ask.in.Factors, ask.req.id = nil, newRequestID(c)
+		return nil, err
+	}
+	factors, more, failed := c.satisfy(ctx, refused)
+	switch {
+	case failed != nil:
+		return nil, failed
+	case !more:
+		return nil, err
+	}
+	ask.in.Factors = factors
+	return s.got(call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(ask.in), c.broker.Use))
+}
+
+// got looks at the checkpoint that came with a share.
+func (s *Secret) got(reply *bullav1.UseReply, err error) (*bullav1.UseReply, error) {
 	if err != nil {
 		return nil, err
 	}
-	return reply, c.see(reply.GetCheckpoint())
+	return reply, s.client.see(reply.GetCheckpoint())
 }
 
 // openWith opens the body, unless Close was quicker.

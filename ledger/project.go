@@ -68,8 +68,12 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.keyIntroduced(b)
 	case event.KeyRetired:
 		return p.keyRetired(b)
+	case event.SignalReceived:
+		return p.signalReceived(b, ev)
+	case event.SignalSettled:
+		return p.signalSettled(b)
 	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
-		event.RequestRefused:
+		event.RequestRefused, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}
 	return refuse("no projection knows %T", ev.Body)

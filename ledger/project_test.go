@@ -122,6 +122,9 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionsUnconfirmed{},
 		event.RefusalsCounted{},
 		event.RequestRefused{},
+		event.SignalReceived{},
+		event.SignalSettled{},
+		event.SignalRefused{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

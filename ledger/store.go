@@ -57,11 +57,13 @@ const (
 	KindRevision Kind = "revision"
 	// KindKey rows hold Key, by key id.
 	KindKey Kind = "key"
+	// KindAlerts rows hold Alerts, by target.
+	KindAlerts Kind = "alerts"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
-	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey}
+	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts}
 }
 
 // ActiveRevision is the key of the KindRevision row that holds the active revision.

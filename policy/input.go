@@ -35,11 +35,12 @@ func Scopes(name string) []string {
 // assess computes the risk of the signals under the revision's model and zones.
 func (r *Revision) assess(s Signals, zone string) risk.Assessment {
 	in := risk.Signals{
-		Level:   s.Principal.Level,
-		SVIDAge: age(s.Now, s.Principal.NotBefore),
-		Zone:    zone,
-		Transit: "classical",
-		Hour:    risk.HourOfWeek(s.Now),
+		Level:    r.level(s),
+		SVIDAge:  age(s.Now, s.Principal.NotBefore),
+		Zone:     zone,
+		Transit:  "classical",
+		Hour:     risk.HourOfWeek(s.Now),
+		External: external(s),
 	}
 	if s.Network.PostQuantum {
 		in.Transit = "post_quantum"
@@ -103,7 +104,7 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 	o := fields{
 		{kNow, num(s.Now)},
 		{kAction, str(string(s.Action))},
-		{kPrincipal, principalTerm(s)},
+		{kPrincipal, r.principalTerm(s)},
 		{kInstance, str(s.Instance)},
 		{kResource, resourceTerm(s.Resource)},
 		{kNetwork, fields{
@@ -147,17 +148,26 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 		}
 		o = append(o, [2]*ast.Term{kHistory, past.term()})
 	}
+	if len(s.Factors) > 0 {
+		o = append(o, [2]*ast.Term{kFactors, r.factorsTerm(s)})
+	}
+	if len(s.External) > 0 {
+		o = append(o, [2]*ast.Term{kExternal, externalTerm(s)})
+	}
 	return ast.NewObject(o...), assessment
 }
 
-func principalTerm(s Signals) *ast.Term {
+func (r *Revision) principalTerm(s Signals) *ast.Term {
 	p := s.Principal
 	o := fields{
 		{kID, str(p.ID)},
 		{kTrustDomain, str(p.TrustDomain)},
 		{kPath, str(p.Path)},
-		{kType, str(p.Type)},
-		{kLevel, str(p.Level)},
+		{kType, str(r.principalType(s))},
+		{kLevel, str(r.level(s))},
+	}
+	if person, ok := r.person(s); ok {
+		o = append(o, [2]*ast.Term{kPerson, str(person)})
 	}
 	if seconds, ok := age(s.Now, p.NotBefore).Get(); ok {
 		o = append(o, [2]*ast.Term{kSVIDAge, num(seconds)})
@@ -281,6 +291,7 @@ var (
 	kAddress          = str("address")
 	kAge              = str("age_seconds")
 	kAttestation      = str("attestation")
+	kClaims           = str("claims")
 	kClass            = str("class")
 	kContinent        = str("continent")
 	kCountry          = str("country")
@@ -290,6 +301,8 @@ var (
 	kDigest           = str("digest")
 	kExists           = str("exists")
 	kExposure         = str("exposure")
+	kExternal         = str("external")
+	kFactors          = str("factors")
 	kGrade            = str("grade")
 	kHardware         = str("recipient_in_hardware")
 	kHistory          = str("history")
@@ -297,6 +310,7 @@ var (
 	kID               = str("id")
 	kInHardware       = str("in_hardware")
 	kInstance         = str("instance")
+	kIssuer           = str("issuer")
 	kKeysBound        = str("keys_bound")
 	kKind             = str("kind")
 	kLatitudeMilli    = str("latitude_milli")
@@ -312,6 +326,7 @@ var (
 	kNow              = str("now")
 	kOperation        = str("operation")
 	kPath             = str("path")
+	kPerson           = str("person")
 	kPlace            = str("place")
 	kPoints           = str("points")
 	kPostQuantum      = str("post_quantum")
@@ -319,6 +334,7 @@ var (
 	kRadiusKM         = str("radius_km")
 	kRateMilli        = str("rate_milli")
 	kRecipient        = str("recipient")
+	kRemaining        = str("remaining_seconds")
 	kRequest          = str("request")
 	kResource         = str("resource")
 	kRevision         = str("revision")
@@ -331,10 +347,12 @@ var (
 	kSession          = str("session")
 	kSourceAge        = str("source_age_seconds")
 	kState            = str("state")
+	kSubject          = str("subject")
 	kSuite            = str("suite")
 	kTLSGroup         = str("tls_group")
 	kTTLSeconds       = str("ttl_seconds")
 	kTier             = str("tier")
+	kTransmitter      = str("transmitter")
 	kTrustDomain      = str("trust_domain")
 	kType             = str("type")
 	kUnconfirmedMilli = str("unconfirmed_milli")

@@ -135,7 +135,7 @@ func (b *bundle) build(ctx context.Context) (*Revision, []Fault) {
 	}
 	return &Revision{
 		name: b.name, references: b.files[fileReferences], zones: b.zones,
-		model: b.model, modelID: b.model.Digest(), query: query,
+		model: b.model, modelID: b.model.Digest(), persons: b.persons, query: query,
 	}, nil
 }
 

@@ -167,9 +167,14 @@ func TestInputFitsTheSchema(t *testing.T) {
 	if err := json.Unmarshal(shipped.InputSchema(), &schema); err != nil {
 		t.Fatal(err)
 	}
-	rev := open(t, nil)
+	rev := open(t, map[string]string{filePersons: aliceSpeaks})
 	full := attested(delivery("workload", "demo/key", "high"), "tpm2", "affirming", 90)
 	full.Place, full.History.Travel = placed("DE").Place, &Travel{}
+	full.Factors = []Factor{{
+		Kind: FactorOIDC, Issuer: "https://idp.test", Subject: "alice", Type: TypeUser, IssuedAt: now - second, ExpiresAt: now + 60*second,
+		Claims: map[string][]string{"groups": {"a", "b"}},
+	}}
+	full.External = []ExternalSignal{{Transmitter: "idp", Type: "risk-level-change", Level: ExternalRaised, Received: now - second, Expires: now + second}}
 	full.Resource.Session = &Session{}
 	full.Resource.Device = &Device{}
 	full.Resource.Revision = &NewRules{}
@@ -192,7 +197,13 @@ func fit(t *testing.T, path string, schema map[string]any, v any, full bool) {
 			t.Errorf("%s is no object", path)
 			return
 		}
-		properties := schema["properties"].(map[string]any)
+		properties, ok := schema["properties"].(map[string]any)
+		if !ok { // any names, of one type
+			for key, x := range obj {
+				fit(t, path+"."+key, schema["additionalProperties"].(map[string]any), x, full)
+			}
+			return
+		}
 		for key, x := range obj {
 			p, ok := properties[key].(map[string]any)
 			if !ok {

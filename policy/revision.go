@@ -28,6 +28,7 @@ type Revision struct {
 	zones      zones
 	model      risk.Model
 	modelID    string
+	persons    persons
 	query      rego.PreparedEvalQuery
 }
 
@@ -88,6 +89,7 @@ type bundle struct {
 	zones    zones
 	model    risk.Model
 	data     ast.Object
+	persons  persons
 	canaries []canary
 	policy   map[string]*ast.Module // without tests
 	tests    map[string]*ast.Module
@@ -135,6 +137,9 @@ func readBundle(files map[string][]byte) (*bundle, []Fault) {
 		case regoName.MatchString(name):
 			faults = append(faults, b.addModule(name)...)
 		}
+	}
+	if b.persons, err = readPersons(b.data); err != nil {
+		fail(filePersons, "data", err)
 	}
 	return b, faults
 }

@@ -96,6 +96,38 @@ type Signals struct {
 	Recipient   *Recipient   `json:"recipient"`
 	History     *History     `json:"history"`
 	Request     Request      `json:"request"`
+	// What came later is left out where there is none, so that what was recorded before stays canonical.
+	Factors  []Factor         `json:"factors,omitempty"`
+	External []ExternalSignal `json:"external,omitempty"`
+}
+
+// Factor is a token that the caller showed inside a signed request and that was verified: what its issuer says, not
+// what follows from it. Whether it counts for the caller is for the revision to say.
+type Factor struct {
+	Kind      string              `json:"kind"` // oidc, jwt_svid
+	Issuer    string              `json:"issuer"`
+	Subject   string              `json:"subject"`
+	Type      string              `json:"type,omitempty"` // principal type, by the issuer's configuration from a claim
+	IssuedAt  int64               `json:"issued_at,omitempty"`
+	ExpiresAt int64               `json:"expires_at"`
+	Token     string              `json:"token_sha256"`
+	Claims    map[string][]string `json:"claims,omitempty"` // those that the issuer's configuration names
+}
+
+// The values of Factor.Kind.
+const (
+	FactorOIDC    = "oidc"
+	FactorJWTSVID = "jwt_svid"
+)
+
+// ExternalSignal is what a configured transmitter said about the caller, its device or its trust domain, and that has
+// not ended at Now.
+type ExternalSignal struct {
+	Transmitter string `json:"transmitter"`
+	Type        string `json:"type"`  // such as risk-level-change
+	Level       string `json:"level"` // raised, high
+	Received    int64  `json:"received"`
+	Expires     int64  `json:"expires"`
 }
 
 // Principal is the verified caller.

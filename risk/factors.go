@@ -16,6 +16,7 @@ const (
 	FactorUnconfirmed      = "unconfirmed"
 	FactorNewCountry       = "new_country"
 	FactorGeoVelocity      = "geo_velocity"
+	FactorExternal         = "external"
 )
 
 // FactorNames returns the name of every factor, in the order of an assessment.
@@ -43,6 +44,7 @@ const (
 	iUnconfirmed
 	iNewCountry
 	iGeoVelocity
+	iExternal
 	factorCount
 )
 
@@ -108,6 +110,9 @@ var factorTable = [factorCount]factor{
 			return notAssessed, 0, what + ": " + s.Unplaced
 		}
 		return steps(m, iGeoVelocity, s.Velocity, what)
+	}},
+	iExternal: {name: FactorExternal, optional: true, ordered: []string{"clear", "raised", "high"}, read: func(s Signals, m *Model) (string, int, string) {
+		return category(m, iExternal, s.External, "what configured transmitters of signals say")
 	}},
 }
 

@@ -73,6 +73,8 @@ type Signals struct {
 	// places up here, or the identity is at many places by right. It must not be what a caller can bring about by
 	// keeping something back that costs nothing elsewhere.
 	Unplaced string
+	// External is clear, raised or high: the worst that an external signal says.
+	External string
 }
 
 // Velocity is the least speed, in kilometres per hour, at which a way of so many kilometres takes so many seconds.

@@ -26,6 +26,7 @@ factors:
   unconfirmed: {weight: 5, steps: []}
   new_country: {weight: 5, severities: {known: 0, new: 100}}
   geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}
+  external: {weight: 20, severities: {clear: 0, raised: 40, high: 100}}
 usual_hours:
   - {days: [mon, fri], from: 8, to: 18}
 floors:
@@ -46,7 +47,7 @@ func best() Signals {
 	return Signals{
 		Level: "HIGH_ASSURANCE", SVIDAge: Known(0), AttestationAge: Known(0), AttestationScore: Known(100),
 		AttestationTier: "affirming", Zone: "office", Transit: "post_quantum", RateMilli: Known(0), Novelty: "known",
-		Hour: Known(8), Denials: Known(0), Unconfirmed: Known(0), Country: "known", Velocity: Known(0),
+		Hour: Known(8), Denials: Known(0), Unconfirmed: Known(0), Country: "known", Velocity: Known(0), External: "clear",
 	}
 }
 
@@ -103,6 +104,7 @@ func TestOlderModels(t *testing.T) {
 	older := example
 	for _, line := range []string{
 		"  new_country: {weight: 5, severities: {known: 0, new: 100}}\n", "  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}\n",
+		"  external: {weight: 20, severities: {clear: 0, raised: 40, high: 100}}\n",
 	} {
 		older = strings.Replace(older, line, "", 1)
 	}
@@ -117,7 +119,7 @@ func TestOlderModels(t *testing.T) {
 			}
 		}
 	}
-	if a := Assess(best(), m); a.Score != 0 || len(a.Factors) != factorCount-2 {
+	if a := Assess(best(), m); a.Score != 0 || len(a.Factors) != factorCount-3 {
 		t.Errorf("%+v", a)
 	}
 }
@@ -136,7 +138,7 @@ func TestUnplaced(t *testing.T) {
 	}
 	s.Unplaced = "nobody looks"
 	a := Assess(s, m)
-	for _, f := range a.Factors[iNewCountry:] {
+	for _, f := range a.Factors[iNewCountry : iGeoVelocity+1] {
 		if f.Points != 0 || f.Value != notAssessed || !strings.HasSuffix(f.Reason, ": nobody looks") {
 			t.Errorf("%+v", f)
 		}
@@ -162,6 +164,23 @@ func TestVelocity(t *testing.T) {
 			t.Fatalf("%d, farther %d, longer %d", v, farther, longer)
 		}
 	})
+}
+
+// TestModelWithoutAnOptionalFactor scores and explains as if there were none.
+func TestModelWithoutAnOptionalFactor(t *testing.T) {
+	t.Parallel()
+	old := parse(t, strings.Replace(example, "  external: {weight: 20, severities: {clear: 0, raised: 40, high: 100}}\n", "", 1))
+	s := best()
+	s.External = ""
+	if a := Assess(s, old); a.Score != 0 || len(a.Factors) != factorCount-1 || points(a)[FactorExternal] != 0 {
+		t.Errorf("%+v", a)
+	}
+	if a := Assess(s, parse(t, example)); a.Score != 20 {
+		t.Errorf("withheld: %+v", a)
+	}
+	if _, err := ParseModel([]byte(strings.NewReplacer("  external: {weight: 20, severities: {clear: 0, raised: 40, high: 100}}\n", "", "factor: zone", "factor: external").Replace(example))); !errors.Is(err, ErrModel) {
+		t.Errorf("a floor of a factor that is left out: %v", err)
+	}
 }
 
 func TestAssessIsDeterministic(t *testing.T) {
@@ -232,6 +251,8 @@ func worse(t *rapid.T, s Signals) Signals {
 		s.Country = category("country", []string{"known", "new"}, s.Country)
 	case iGeoVelocity:
 		s.Velocity = number("velocity", s.Velocity)
+	case iExternal:
+		s.External = category("external", []string{"clear", "raised", "high"}, s.External)
 	}
 	if rapid.Bool().Draw(t, "assessed") {
 		s.Unplaced = ""
@@ -256,6 +277,7 @@ func drawSignals(t *rapid.T) Signals {
 		Transit: text("transit", "post_quantum", "classical"), RateMilli: number("rate", 100_000),
 		Novelty: text("novelty", "known", "new"), Hour: number("hour", 170), Denials: number("denials", 5000),
 		Unconfirmed: number("unconfirmed", 5000), Country: text("country", "known", "new"), Velocity: number("velocity", 5000),
+		External: text("external", "clear", "raised", "high"),
 		Unplaced: rapid.SampledFrom([]string{"", "a reason"}).Draw(t, "unplaced"),
 	}
 }
@@ -358,7 +380,7 @@ func FuzzParseModel(f *testing.F) {
 		if (err == nil) != (m.Digest() != "") {
 			t.Fatal("a refused model is valid, or an accepted one is not")
 		}
-		if a := Assess(best(), m); a.Score < 0 || a.Score > MaxScore || len(a.Factors) < factorCount-2 || len(a.Factors) > factorCount {
+		if a := Assess(best(), m); a.Score < 0 || a.Score > MaxScore || len(a.Factors) < factorCount-3 || len(a.Factors) > factorCount {
 			t.Fatalf("%+v", a)
 		}
 	})

@@ -40,6 +40,8 @@ type Config struct {
 	Site    Site    `yaml:"site"`
 	// PrincipalTypes maps path prefixes of SPIFFE IDs to SERVICE, USER, CONTAINER, FUNCTION or PIPELINE.
 	PrincipalTypes map[string]string `yaml:"principal_types"`
+	Factors        Factors           `yaml:"factors"`
+	Signals        Signals           `yaml:"signals"`
 	// Proxies are the CIDR ranges of load balancers in front of Listen: each has to begin its connections with a
 	// PROXY header of version 2, which is believed. Of everybody else the connection's address counts.
 	Proxies []string `yaml:"proxies"`
@@ -117,9 +119,9 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	for _, p := range []*string{
+	for _, p := range append(c.factorFiles(),
 		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
-	} {
+	) {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
 		}
@@ -152,6 +154,8 @@ func (c Config) Validate() error {
 	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)
+	c.Factors.validate(fault)
+	c.Signals.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -62,18 +62,20 @@ type Options struct {
 type Server struct {
 	Broker *broker.Broker
 
-	log      *slog.Logger
-	stores   *stores
-	source   *certs.Source
-	places   *place.Source // nil: none is configured
-	proxies  []netip.Prefix
-	engine   *policy.Engine
-	tree     *audit.Log
-	listener net.Listener
-	grpc     *grpc.Server
-	http     *http.Server
-	web      net.Listener
-	runaway  chan *policy.Revision // revisions that the breaker is to replace
+	log         *slog.Logger
+	stores      *stores
+	source      *certs.Source
+	places      *place.Source // nil: none is configured
+	proxies     []netip.Prefix
+	engine      *policy.Engine
+	tree        *audit.Log
+	listener    net.Listener
+	grpc        *grpc.Server
+	http        *http.Server
+	web         net.Listener
+	signals     net.Listener // of transmitters
+	signalsHTTP *http.Server
+	runaway     chan *policy.Revision // revisions that the breaker is to replace
 }
 
 // Open makes the broker and its listeners; Serve runs it.
@@ -140,10 +142,18 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if s.proxies, err = proxy.ParseProxies(cfg.Proxies); err != nil {
 		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
 	}
+	tokens, err := factors(ctx, cfg.Factors, opts)
+	if err != nil {
+		return err
+	}
+	senders, err := transmitters(ctx, cfg.Signals, opts)
+	if err != nil {
+		return err
+	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
-		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Now: opts.Now, Log: opts.Log,
+		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 	})
 	return err
 }
@@ -209,6 +219,9 @@ func (s *Server) listen(cfg config.Config, opts Options) (err error) {
 	}
 	s.listener = broker.Limit(s.listener, maxConnections, maxPerAddress)
 	s.grpc = s.Broker.GRPC()
+	if err := s.listenSignals(cfg.Signals); err != nil {
+		return err
+	}
 	if cfg.HTTPListen == "" {
 		return nil
 	}
@@ -243,11 +256,14 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 // everything. The server can't be used afterwards.
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	failed := make(chan error, 3)
+	failed := make(chan error, 3) // one of each listener
 	done := make(chan struct{}, 3)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
+	}
+	if s.signalsHTTP != nil {
+		go func() { failed <- s.signalsHTTP.Serve(s.signals) }()
 	}
 	go func() { s.Broker.Run(run); done <- struct{}{} }()
 	go func() { s.integrate(run); done <- struct{}{} }()
@@ -331,6 +347,7 @@ func (s *Server) stopServing() {
 	cut := time.AfterFunc(stopGrace, s.grpc.Stop)
 	s.grpc.GracefulStop()
 	cut.Stop()
+	s.stopSignals()
 	if s.http != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -343,6 +360,11 @@ func (s *Server) close() error {
 	var errs []error
 	if s.listener != nil {
 		if err := s.listener.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			errs = append(errs, err)
+		}
+	}
+	if s.signals != nil {
+		if err := s.signals.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
 			errs = append(errs, err)
 		}
 	}

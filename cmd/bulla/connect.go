@@ -32,6 +32,7 @@ type identityFlags struct {
 	cert, key, bundle      string
 	trustDomains           []string
 	tpm, deviceFile        string
+	tokenFile              string
 }
 
 // addIdentity gives a command the flags of one that talks to a broker.
@@ -53,6 +54,11 @@ func (a *app) addDevice(c *cobra.Command) {
 	f.StringVar(&id.deviceFile, "device-file", "", "file of a development device (BULLA_DEVICE_FILE)")
 }
 
+// addToken gives a command the flag of one that has a token to show.
+func (a *app) addToken(c *cobra.Command) {
+	c.Flags().StringVar(&a.identity.tokenFile, "token-file", "", "file of a token of another issuer, shown only when the policy asks for it (BULLA_TOKEN_FILE)")
+}
+
 // config is what flags and environment say together. Where they can't work it says what to do.
 func (id identityFlags) config() (client.Config, error) {
 	cfg := client.FromEnvironment()
@@ -60,6 +66,7 @@ func (id identityFlags) config() (client.Config, error) {
 	override(&cfg.Address, id.addr)
 	override(&cfg.ServerID, id.serverID)
 	override(&cfg.EndpointSocket, id.socket)
+	override(&cfg.TokenFile, id.tokenFile)
 	if id.tpm != "" && id.deviceFile != "" {
 		return cfg, usage("--tpm and --device-file exclude each other: name the device to use")
 	}
@@ -123,7 +130,7 @@ func (a *app) connect(ctx context.Context, withDevice bool) (*client.Client, err
 	}
 	cfg.ConnectTimeout = min(connectTimeout, a.timeout)
 	if !withDevice {
-		cfg.TPM, cfg.DeviceFile, cfg.TSM = "", "", ""
+		cfg.TPM, cfg.DeviceFile, cfg.TSM, cfg.TokenFile = "", "", "", ""
 	}
 	if cfg.TPM != "" {
 		if err := checkTPM(cfg.TPM); err != nil {

@@ -38,12 +38,12 @@ func newGetCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "get NAME [flags]", Short: "Get a secret",
 		Long: "Gets a secret and prints its value, and nothing else, to stdout (with a newline only on a terminal).\n" +
-			"If the policy asks for it, the device is attested first.\n\n" +
+			"If the policy asks for it, the device is attested first, and the token in --token-file is shown.\n\n" +
 			"With -o json it prints one object: name, version, value (base64), session_id, grade, suite,\n" +
 			"expires_at, uses_left (null: unlimited), uses_enforced_by, risk, policy, attestation and receipt.\n" +
 			"With --out or --digest the value is null there. A denial is an object, too: decision (DENY or\n" +
 			"STEP_UP), reasons, requires, support_id; the exit code is then 3.",
-		Example: "  bulla get demo/database\n  bulla get demo/database --out password\n  bulla get demo/database -o json | jq -r .session_id",
+		Example: "  bulla get demo/database\n  bulla get demo/database --out password\n  bulla get demo/database --token-file /run/ci/id-token\n  bulla get demo/database -o json | jq -r .session_id",
 		Args:    argument("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error { return a.get(c, args[0], f) },
 	}
@@ -57,6 +57,7 @@ func newGetCommand(a *app) *cobra.Command {
 	flags.BoolVar(&f.public, "public", false, "print the public key of a signature key that the broker made, in PEM")
 	a.addIdentity(c)
 	a.addDevice(c)
+	a.addToken(c)
 	return c
 }
 

@@ -47,6 +47,7 @@ func newRunCommand(a *app) *cobra.Command {
 	c.Flags().StringArrayVar(&env, "env", nil, "VARIABLE=NAME: the secret NAME goes into VARIABLE; may be repeated")
 	a.addIdentity(c)
 	a.addDevice(c)
+	a.addToken(c)
 	return c
 }
 

@@ -115,6 +115,9 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 	if at := s.HTTPAddr(); at != nil {
 		attrs = append(attrs, "http_addr", at.String())
 	}
+	if at := s.SignalsAddr(); at != nil {
+		attrs = append(attrs, "signals_addr", at.String())
+	}
 	log.Info("the broker serves", attrs...)
 	if err := s.Serve(ctx); err != nil {
 		return err

@@ -29,6 +29,9 @@ var bodies = []Body{
 	SessionsUnconfirmed{},
 	RefusalsCounted{},
 	RequestRefused{},
+	SignalReceived{},
+	SignalSettled{},
+	SignalRefused{},
 }
 
 var registry = func() map[Type]reflect.Type {

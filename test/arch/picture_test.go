@@ -80,6 +80,12 @@ var picture = []row{
 		"internal/durable": "its keys survive a restart",
 	}},
 
+	// Tokens and events of others, verified and read.
+	{"token", nil},
+	{"caep", map[string]string{
+		"token": "it reads the claims of a verified token",
+	}},
+
 	// The broker's own: scoring, deciding, keeping.
 	{"risk", nil},
 	{"rego", nil},
@@ -127,6 +133,7 @@ var picture = []row{
 		"audit":          "the operator side exports, tails and rebuilds",
 		"audit/proofs":   "replies carry the checkpoint and proofs that the client checks",
 		"broker/proxy":   "who announced a peer's address",
+		"caep":           "external signals",
 		"certs":          "who calls",
 		"envelope":       "sealing and signing are steps of the release path",
 		"envelope/proof": "the proofs on requests and receipts",
@@ -140,6 +147,7 @@ var picture = []row{
 		"secret":         "names and values",
 		"secret/keys":    "what it does with a key at grade proxied",
 		"session":        "states of what it delivered",
+		"token":          "further factors, and the tokens that signals come in",
 	}},
 	{"client", map[string]string{
 		"api/bulla/v1":      "the services it calls",
@@ -161,8 +169,10 @@ var picture = []row{
 	{"broker/config", map[string]string{
 		"audit/proofs":        "what may be the name of a log",
 		"broker/proxy":        "what may be the range of a proxy",
+		"caep":                "which events and subjects there are",
 		"certs":               "what is a SPIFFE ID, and a trust domain",
 		"internal/strictyaml": "it is one strict file",
+		"token":               "what may be an address of keys, and an algorithm",
 	}},
 	{"broker/server", map[string]string{everything: "it opens the parts of a broker and joins them"}},
 	{"broker/devserver", map[string]string{everything: "it runs a broker, an authority and a device in one process"}},
@@ -175,6 +185,7 @@ var picture = []row{
 	{"certs/xtest", nil},
 	{"keyring/xtest", nil},
 	{"place/xtest", nil},
+	{"token/xtest", nil},
 	{"attest/xtest", map[string]string{
 		"attest":              "it makes and forges evidence",
 		"attest/tpm":          "it makes and forges evidence",

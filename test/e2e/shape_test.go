@@ -188,7 +188,7 @@ func sessionDetailsShape() fields {
 	return sessionShape().but(fields{
 		"confirmed_at": orNull(moment), "ended_at": orNull(moment), "instance": word, "device": text, "suite": word,
 		"envelope_digest": matching(digestPattern), "policy_digest": matching(digestPattern),
-		"uses": orNull(whole), "used": orNull(whole),
+		"uses": orNull(whole), "used": orNull(whole), "offline": whole, "ahead": whole,
 	})
 }
 

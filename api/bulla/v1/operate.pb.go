@@ -31,6 +31,7 @@ type OperateRequest struct {
 	AssociatedData []byte                 `protobuf:"bytes,4,opt,name=associated_data,json=associatedData,proto3" json:"associated_data,omitempty"` // of encrypt and decrypt, at most 4 KiB
 	Signature      []byte                 `protobuf:"bytes,5,opt,name=signature,proto3" json:"signature,omitempty"`                                 // what verify and verify-mac check
 	Salt           []byte                 `protobuf:"bytes,6,opt,name=salt,proto3" json:"salt,omitempty"`                                           // 32 random bytes: the record keeps this message's hash, which must not tell the input
+	Factors        []*Factor              `protobuf:"bytes,20,rep,name=factors,proto3" json:"factors,omitempty"`                                    // tokens of other issuers, at most 4
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -103,6 +104,13 @@ func (x *OperateRequest) GetSignature() []byte {
 func (x *OperateRequest) GetSalt() []byte {
 	if x != nil {
 		return x.Salt
+	}
+	return nil
+}
+
+func (x *OperateRequest) GetFactors() []*Factor {
+	if x != nil {
+		return x.Factors
 	}
 	return nil
 }
@@ -347,7 +355,7 @@ var File_bulla_v1_operate_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_operate_proto_rawDesc = "" +
 	"\n" +
-	"\x16bulla/v1/operate.proto\x12\bbulla.v1\"\xbe\x01\n" +
+	"\x16bulla/v1/operate.proto\x12\bbulla.v1\x1a\x15bulla/v1/factor.proto\"\xea\x01\n" +
 	"\x0eOperateRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x1c\n" +
@@ -355,7 +363,8 @@ const file_bulla_v1_operate_proto_rawDesc = "" +
 	"\x05input\x18\x03 \x01(\fR\x05input\x12'\n" +
 	"\x0fassociated_data\x18\x04 \x01(\fR\x0eassociatedData\x12\x1c\n" +
 	"\tsignature\x18\x05 \x01(\fR\tsignature\x12\x12\n" +
-	"\x04salt\x18\x06 \x01(\fR\x04salt\"\xd8\x01\n" +
+	"\x04salt\x18\x06 \x01(\fR\x04salt\x12*\n" +
+	"\afactors\x18\x14 \x03(\v2\x10.bulla.v1.FactorR\afactors\"\xd8\x01\n" +
 	"\fOperateReply\x12\x16\n" +
 	"\x06output\x18\x01 \x01(\fR\x06output\x12\x1c\n" +
 	"\tauthentic\x18\x02 \x01(\bR\tauthentic\x12\x1b\n" +
@@ -399,13 +408,15 @@ var file_bulla_v1_operate_proto_goTypes = []any{
 	(*OperateReply)(nil),          // 1: bulla.v1.OperateReply
 	(*GenerateSecretRequest)(nil), // 2: bulla.v1.GenerateSecretRequest
 	(*GenerateSecretReply)(nil),   // 3: bulla.v1.GenerateSecretReply
+	(*Factor)(nil),                // 4: bulla.v1.Factor
 }
 var file_bulla_v1_operate_proto_depIdxs = []int32{
-	0, // [0:0] is the sub-list for method output_type
-	0, // [0:0] is the sub-list for method input_type
-	0, // [0:0] is the sub-list for extension type_name
-	0, // [0:0] is the sub-list for extension extendee
-	0, // [0:0] is the sub-list for field type_name
+	4, // 0: bulla.v1.OperateRequest.factors:type_name -> bulla.v1.Factor
+	1, // [1:1] is the sub-list for method output_type
+	1, // [1:1] is the sub-list for method input_type
+	1, // [1:1] is the sub-list for extension type_name
+	1, // [1:1] is the sub-list for extension extendee
+	0, // [0:1] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_operate_proto_init() }
@@ -413,6 +424,7 @@ func file_bulla_v1_operate_proto_init() {
 	if File_bulla_v1_operate_proto != nil {
 		return
 	}
+	file_bulla_v1_factor_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

@@ -395,6 +395,7 @@ type DeliverRequest struct {
 	Grade         string                 `protobuf:"bytes,5,opt,name=grade,proto3" json:"grade,omitempty"`                              // "", "open", "gated" or "proxied": at least this; what policy asks for is decisive
 	MaxUses       uint32                 `protobuf:"varint,6,opt,name=max_uses,json=maxUses,proto3" json:"max_uses,omitempty"`          // 0: as policy says
 	TtlSeconds    uint32                 `protobuf:"varint,7,opt,name=ttl_seconds,json=ttlSeconds,proto3" json:"ttl_seconds,omitempty"` // 0: as policy says; policy's limit holds
+	Factors       []*Factor              `protobuf:"bytes,20,rep,name=factors,proto3" json:"factors,omitempty"`                         // tokens of other issuers, at most 4
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -476,6 +477,13 @@ func (x *DeliverRequest) GetTtlSeconds() uint32 {
 		return x.TtlSeconds
 	}
 	return 0
+}
+
+func (x *DeliverRequest) GetFactors() []*Factor {
+	if x != nil {
+		return x.Factors
+	}
+	return nil
 }
 
 type DeliverReply struct {
@@ -953,8 +961,9 @@ func (x *AcknowledgeReply) GetNextNonce() []byte {
 type UseRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionId     string                 `protobuf:"bytes,1,opt,name=session_id,json=sessionId,proto3" json:"session_id,omitempty"`
-	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"` // of the share, from 1 to the session's uses, in any order; each is given out once
-	Ahead         bool                   `protobuf:"varint,3,opt,name=ahead,proto3" json:"ahead,omitempty"`   // for a time without the broker: only where the session allows it
+	Number        uint32                 `protobuf:"varint,2,opt,name=number,proto3" json:"number,omitempty"`   // of the share, from 1 to the session's uses, in any order; each is given out once
+	Ahead         bool                   `protobuf:"varint,3,opt,name=ahead,proto3" json:"ahead,omitempty"`     // for a time without the broker: only where the session allows it
+	Factors       []*Factor              `protobuf:"bytes,20,rep,name=factors,proto3" json:"factors,omitempty"` // tokens of other issuers, at most 4
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1008,6 +1017,13 @@ func (x *UseRequest) GetAhead() bool {
 		return x.Ahead
 	}
 	return false
+}
+
+func (x *UseRequest) GetFactors() []*Factor {
+	if x != nil {
+		return x.Factors
+	}
+	return nil
 }
 
 type UseReply struct {
@@ -1296,7 +1312,7 @@ var File_bulla_v1_workload_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
+	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x15bulla/v1/factor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
 	"\x10ChallengeRequest\x12\x18\n" +
 	"\abinding\x18\x01 \x01(\fR\abinding\"\x96\x01\n" +
 	"\x0eChallengeReply\x12\x14\n" +
@@ -1323,7 +1339,7 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\vAttestReply\x12\x16\n" +
 	"\x06result\x18\x01 \x01(\fR\x06result\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"\xcb\x01\n" +
+	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"\xf7\x01\n" +
 	"\x0eDeliverRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +
@@ -1332,7 +1348,8 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\x05grade\x18\x05 \x01(\tR\x05grade\x12\x19\n" +
 	"\bmax_uses\x18\x06 \x01(\rR\amaxUses\x12\x1f\n" +
 	"\vttl_seconds\x18\a \x01(\rR\n" +
-	"ttlSeconds\"\xda\x04\n" +
+	"ttlSeconds\x12*\n" +
+	"\afactors\x18\x14 \x03(\v2\x10.bulla.v1.FactorR\afactors\"\xda\x04\n" +
 	"\fDeliverReply\x12\x1a\n" +
 	"\benvelope\x18\x01 \x01(\fR\benvelope\x12\x1d\n" +
 	"\n" +
@@ -1380,13 +1397,14 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\x10AcknowledgeReply\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"Y\n" +
+	"next_nonce\x18\x02 \x01(\fR\tnextNonce\"\x85\x01\n" +
 	"\n" +
 	"UseRequest\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
 	"\x06number\x18\x02 \x01(\rR\x06number\x12\x14\n" +
-	"\x05ahead\x18\x03 \x01(\bR\x05ahead\"\xb4\x01\n" +
+	"\x05ahead\x18\x03 \x01(\bR\x05ahead\x12*\n" +
+	"\afactors\x18\x14 \x03(\v2\x10.bulla.v1.FactorR\afactors\"\xb4\x01\n" +
 	"\bUseReply\x12\x14\n" +
 	"\x05share\x18\x01 \x01(\fR\x05share\x12\x1b\n" +
 	"\tuses_left\x18\x02 \x01(\rR\busesLeft\x12\x19\n" +
@@ -1458,35 +1476,38 @@ var file_bulla_v1_workload_proto_goTypes = []any{
 	(*StatusReply)(nil),           // 16: bulla.v1.StatusReply
 	(*Refusal)(nil),               // 17: bulla.v1.Refusal
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*OperateReply)(nil),          // 19: bulla.v1.OperateReply
+	(*Factor)(nil),                // 19: bulla.v1.Factor
+	(*OperateReply)(nil),          // 20: bulla.v1.OperateReply
 }
 var file_bulla_v1_workload_proto_depIdxs = []int32{
 	18, // 0: bulla.v1.ChallengeReply.now:type_name -> google.protobuf.Timestamp
 	2,  // 1: bulla.v1.SignedRequest.proof:type_name -> bulla.v1.Proof
-	8,  // 2: bulla.v1.DeliverReply.risk:type_name -> bulla.v1.Risk
-	10, // 3: bulla.v1.DeliverReply.policy:type_name -> bulla.v1.PolicyRef
-	18, // 4: bulla.v1.DeliverReply.expires_at:type_name -> google.protobuf.Timestamp
-	9,  // 5: bulla.v1.Risk.factors:type_name -> bulla.v1.RiskFactor
-	18, // 6: bulla.v1.StatusReply.expires_at:type_name -> google.protobuf.Timestamp
-	0,  // 7: bulla.v1.Broker.Challenge:input_type -> bulla.v1.ChallengeRequest
-	3,  // 8: bulla.v1.Broker.Attest:input_type -> bulla.v1.SignedRequest
-	3,  // 9: bulla.v1.Broker.Deliver:input_type -> bulla.v1.SignedRequest
-	3,  // 10: bulla.v1.Broker.Acknowledge:input_type -> bulla.v1.SignedRequest
-	3,  // 11: bulla.v1.Broker.Use:input_type -> bulla.v1.SignedRequest
-	3,  // 12: bulla.v1.Broker.Operate:input_type -> bulla.v1.SignedRequest
-	3,  // 13: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
-	1,  // 14: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
-	5,  // 15: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
-	7,  // 16: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
-	12, // 17: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
-	14, // 18: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
-	19, // 19: bulla.v1.Broker.Operate:output_type -> bulla.v1.OperateReply
-	16, // 20: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
-	14, // [14:21] is the sub-list for method output_type
-	7,  // [7:14] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	19, // 2: bulla.v1.DeliverRequest.factors:type_name -> bulla.v1.Factor
+	8,  // 3: bulla.v1.DeliverReply.risk:type_name -> bulla.v1.Risk
+	10, // 4: bulla.v1.DeliverReply.policy:type_name -> bulla.v1.PolicyRef
+	18, // 5: bulla.v1.DeliverReply.expires_at:type_name -> google.protobuf.Timestamp
+	9,  // 6: bulla.v1.Risk.factors:type_name -> bulla.v1.RiskFactor
+	19, // 7: bulla.v1.UseRequest.factors:type_name -> bulla.v1.Factor
+	18, // 8: bulla.v1.StatusReply.expires_at:type_name -> google.protobuf.Timestamp
+	0,  // 9: bulla.v1.Broker.Challenge:input_type -> bulla.v1.ChallengeRequest
+	3,  // 10: bulla.v1.Broker.Attest:input_type -> bulla.v1.SignedRequest
+	3,  // 11: bulla.v1.Broker.Deliver:input_type -> bulla.v1.SignedRequest
+	3,  // 12: bulla.v1.Broker.Acknowledge:input_type -> bulla.v1.SignedRequest
+	3,  // 13: bulla.v1.Broker.Use:input_type -> bulla.v1.SignedRequest
+	3,  // 14: bulla.v1.Broker.Operate:input_type -> bulla.v1.SignedRequest
+	3,  // 15: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
+	1,  // 16: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
+	5,  // 17: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
+	7,  // 18: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
+	12, // 19: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
+	14, // 20: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
+	20, // 21: bulla.v1.Broker.Operate:output_type -> bulla.v1.OperateReply
+	16, // 22: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
+	16, // [16:23] is the sub-list for method output_type
+	9,  // [9:16] is the sub-list for method input_type
+	9,  // [9:9] is the sub-list for extension type_name
+	9,  // [9:9] is the sub-list for extension extendee
+	0,  // [0:9] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_workload_proto_init() }
@@ -1495,6 +1516,7 @@ func file_bulla_v1_workload_proto_init() {
 		return
 	}
 	file_bulla_v1_operate_proto_init()
+	file_bulla_v1_factor_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

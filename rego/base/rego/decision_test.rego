@@ -27,6 +27,20 @@ classes := {
 	},
 }
 
+strong := object_with(classes, {
+	"plain": object_with(classes.plain, {"levels": ["ENHANCED", "HIGH_ASSURANCE"], "step_up": "ENHANCED"}),
+	"attested": object_with(classes.attested, {"levels": ["ENHANCED", "HIGH_ASSURANCE"], "step_up": "ENHANCED"}),
+})
+
+judge_strong(request) := decision if {
+	decision := bulla.decision with input as request
+		with data.classes as strong
+		with data.grants as grants
+		with data.members as members
+		with data.roles as roles
+		with data.limits as limits
+}
+
 grants := {
 	"spiffe://test/app": {"read": {"app/": true, "one/key": true, "off/": false}, "devices": ["dev-1"]},
 	"spiffe://test/anywhere": {"read": {"*": true}, "devices": ["*"]},
@@ -226,6 +240,30 @@ test_no_step_up_that_could_not_help if {
 	decision := judge({k: v | some k, v in request; k != "attestation"})
 	decision.decision == "DENY"
 	decision.requires == {}
+}
+
+test_step_up_to_a_factor if {
+	judge_strong(base) == {
+		"decision": "STEP_UP",
+		"reasons": {"the identity is not verified strongly enough"},
+		"obligations": {},
+		"requires": {"factor": {"level": "ENHANCED"}},
+		"disclose": true,
+	}
+	judge_strong(object_with(base, {"principal": {"id": "spiffe://test/app", "level": "ENHANCED"}})).decision == "PERMIT"
+}
+
+test_step_up_to_a_factor_and_an_attestation if {
+	decision := judge_strong({k: v | some k, v in high; k != "attestation"})
+	decision.decision == "STEP_UP"
+	object.keys(decision.requires) == {"attestation", "factor"}
+}
+
+test_no_factor_that_could_not_help if {
+	judge_strong(object_with(base, {"risk": {"score": 90, "points": object_with(low, {"denials": 60})}})).decision == "DENY"
+	judge_strong(object_with(high, {"attestation": object_with(attested, {"tier": "warning"})})).decision == "DENY"
+	judge_strong(object_with(high, {"attestation": object_with(attested, {"device_id": "dev-2"})})).decision == "DENY"
+	judge_strong(high).requires == {"factor": {"level": "ENHANCED"}}
 }
 
 test_device_that_is_not_trusted if {

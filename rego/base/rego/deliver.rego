@@ -74,16 +74,36 @@ default identity_ok := false
 
 identity_ok if input.principal.level in class.levels
 
+# A class can name the level that a further factor of another issuer would bring. Without step_up the answer to a
+# weak identity is no.
+default identity_can_rise := false
+
+identity_can_rise if {
+	not identity_ok
+	class.step_up in class.levels
+}
+
+default identity_in_reach := false
+
+identity_in_reach if identity_ok
+
+identity_in_reach if identity_can_rise
+
 default risk_ok := false
 
 risk_ok if number.at_most(input.risk.score, class.max_risk)
 
-# The risk that would be left with a perfect attestation. Asking for one makes sense only below the limit.
+# The risk that would be left with a perfect attestation and a stronger identity. Asking for them makes sense only
+# below the limit.
 attestation_factors := {"attestation_age", "attestation_trust", "attestation_tier"}
+
+improvable contains name if some name in attestation_factors
+
+improvable contains "identity" if identity_can_rise
 
 other_risk := sum([points |
 	some name, points in input.risk.points
-	not name in attestation_factors
+	not name in improvable
 ])
 
 requires["attestation"] := {
@@ -93,9 +113,33 @@ requires["attestation"] := {
 } if {
 	covered
 	exists
-	identity_ok
+	identity_in_reach
 	class.attestation.required == true
 	not fresh
+	number.at_most(other_risk, class.max_risk)
+}
+
+# A factor is worth asking for where the device is in order, or asked for as well.
+default device_in_reach := false
+
+device_in_reach if class.attestation.required == false
+
+device_in_reach if {
+	class.attestation.required == true
+	not fresh
+}
+
+device_in_reach if {
+	class.attestation.required == true
+	trusted
+	placed
+}
+
+requires["factor"] := {"level": class.step_up} if {
+	covered
+	exists
+	identity_can_rise
+	device_in_reach
 	number.at_most(other_risk, class.max_risk)
 }
 

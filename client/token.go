@@ -1,0 +1,113 @@
+package client
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/attest"
+)
+
+// maxToken is the longest token that is shown, in bytes.
+const maxToken = 16 << 10
+
+// The kinds of tokens, as the broker names them.
+const (
+	tokenOIDC    = "oidc"
+	tokenJWTSVID = "jwt_svid"
+	spiffeScheme = "spiffe://"
+	// checkFactor is the broker's word for a token that it refused.
+	checkFactor = "factor"
+)
+
+// hasToken says whether there is a source of tokens.
+func (c *Client) hasToken() bool { return c.cfg.Token != nil || c.cfg.TokenFile != "" }
+
+// factor gets a token, anew each time: such tokens live for minutes. It is held no longer than the request that shows
+// it, and no error holds it.
+func (c *Client) factor(ctx context.Context) (*bullav1.Factor, error) {
+	var text string
+	var err error
+	if c.cfg.Token != nil {
+		text, err = c.cfg.Token(ctx, c.thumbprint)
+	} else {
+		text, err = readToken(c.cfg.TokenFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get a token to show: %w", err)
+	}
+	if text == "" || len(text) > maxToken {
+		return nil, fmt.Errorf("%w: a token has 1 to %d bytes, and this one %d", ErrConfig, maxToken, len(text))
+	}
+	return &bullav1.Factor{Kind: tokenKind(text), Token: text}, nil
+}
+
+// readToken reads a file that holds a token and, as such files do, maybe a line break at its end.
+func readToken(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", fmt.Errorf("%w (%s): %w", ErrConfig, EnvTokenFile, err)
+	}
+	defer f.Close()
+	text, err := io.ReadAll(io.LimitReader(f, maxToken+3))
+	if err != nil {
+		return "", fmt.Errorf("%w (%s): %w", ErrConfig, EnvTokenFile, err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
+// tokenKind tells a JWT-SVID from other tokens by its subject. The broker verifies that it is one.
+func tokenKind(compact string) string {
+	_, rest, _ := strings.Cut(compact, ".")
+	payload, _, _ := strings.Cut(rest, ".")
+	text, err := base64.RawURLEncoding.DecodeString(payload)
+	var claims struct {
+		Subject string `json:"sub"`
+	}
+	if err == nil && json.Unmarshal(text, &claims) == nil && strings.HasPrefix(claims.Subject, spiffeScheme) {
+		return tokenJWTSVID
+	}
+	return tokenOIDC
+}
+
+// satisfy does what a refusal asks for, as far as this client can do all of it, and returns the tokens to show with the
+// next try. Without more the refusal stands.
+func (c *Client) satisfy(ctx context.Context, r *Refusal) (factors []*bullav1.Factor, more bool, err error) {
+	var want requirement
+	if r.Decision != "STEP_UP" || json.Unmarshal(r.Requires, &want) != nil || want.Approval != nil {
+		return nil, false, nil
+	}
+	attestation := r.attestable(string(c.kind())) && c.kind() != ""
+	if want.Factor != nil {
+		switch {
+		case want.Factor.Level == "ENHANCED" && c.hasToken():
+		case c.kind() == attest.KindTPM2: // keys in hardware are worth more than any token
+			attestation = true
+		default:
+			return nil, false, nil
+		}
+	}
+	if want.Attestation != nil && !attestation || want.Attestation == nil && want.Factor == nil {
+		return nil, false, nil
+	}
+	if attestation {
+		c.cfg.Log.Debug("policy wants an attestation")
+		if _, err := c.Attest(ctx); err != nil {
+			return nil, false, fmt.Errorf("attest the device, as the policy wants: %w", err)
+		}
+	}
+	if want.Factor != nil && c.hasToken() {
+		c.cfg.Log.Debug("policy wants a further factor")
+		one, err := c.factor(ctx)
+		if err != nil {
+			return nil, false, err
+		}
+		factors = append(factors, one)
+	}
+	return factors, true, nil
+}
