@@ -188,7 +188,7 @@ func TestAbuse_A19_context_swap(t *testing.T) {
 		"not yet valid": func(c *envelope.Context) { c.IssuedAt += 3600; c.NotBefore += 3600; c.Expires += 3600 },
 		"session":       func(c *envelope.Context) { c.Session = requestID() },
 		"uses":          func(c *envelope.Context) { c.Uses, c.UsesEnforcedBy = 1000, envelope.UsesByClient },
-		"grade":         func(c *envelope.Context) { c.Grade = envelope.GradeProxied },
+		"grade":         func(c *envelope.Context) { c.Grade = envelope.GradeLeased },
 	} {
 		t.Run(name, func(t *testing.T) {
 			x.set(change, nil)
@@ -209,6 +209,15 @@ func TestAbuse_A19_context_swap(t *testing.T) {
 		}
 		if _, err := ask(client.WithVersion(1)); err != nil {
 			t.Errorf("the version asked for: %v", err)
+		}
+	})
+	t.Run("a softer grade than the one asked for", func(t *testing.T) {
+		x.set(nil, nil)
+		for _, grade := range []string{"gated", "proxied"} {
+			receipts := x.receipts.Load()
+			if s, err := ask(client.WithGrade(grade)); s != nil || !errors.Is(err, client.ErrVerification) || x.receipts.Load() != receipts {
+				t.Errorf("%s: %v, %v, %d receipts", grade, s, err, x.receipts.Load()-receipts)
+			}
 		}
 	})
 	t.Run("the envelope of the request before", func(t *testing.T) {
