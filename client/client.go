@@ -94,8 +94,8 @@ type Config struct {
 func FromEnvironment() Config {
 	return Config{
 		Address: os.Getenv(EnvAddress), ServerID: os.Getenv(EnvServerID), EndpointSocket: os.Getenv(EnvSocket),
-		TPM: os.Getenv(EnvTPM), DeviceFile: os.Getenv(EnvDeviceFile), TokenFile: os.Getenv(EnvTokenFile),
-		TSM: os.Getenv(EnvTSM), TSMCerts: os.Getenv(EnvTSMCerts),
+		TPM: os.Getenv(EnvTPM), DeviceFile: os.Getenv(EnvDeviceFile),
+		TSM: os.Getenv(EnvTSM), TSMCerts: os.Getenv(EnvTSMCerts), TokenFile: os.Getenv(EnvTokenFile),
 	}
 }
 

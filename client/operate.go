@@ -21,9 +21,9 @@ const maxUndone = 64
 // workAsk is a request for one operation. The same one may be sent again: the broker counts it once.
 type workAsk struct {
 	req   *sent
+	shown *shown
 	salt  []byte
 	again bool // it was sent before, and the answer did not come
-	shown []*bullav1.Factor
 }
 
 // KeyType is the type of a proxied key, such as "ecdsa-p256"; "" at other grades.
@@ -99,7 +99,7 @@ func (s *Secret) work(ctx context.Context, in keys.Input) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		reply, err := s.getWork(ctx, &ask, in)
+		reply, err := s.getWork(ctx, ask, in)
 		switch {
 		case err == nil:
 			return s.outcome(in, reply)
@@ -128,7 +128,7 @@ func (s *Secret) takeWork(in keys.Input) (workAsk, error) {
 		delete(s.undone, id)
 		return ask, nil
 	}
-	ask := workAsk{req: &sent{id: newRequestID(s.client)}, salt: make([]byte, 32)}
+	ask := workAsk{req: &sent{id: newRequestID(s.client)}, shown: new(shown), salt: make([]byte, 32)}
 	_, _ = rand.Read(ask.salt) // crypto/rand.Read never fails
 	return ask, nil
 }
@@ -160,46 +160,15 @@ func workID(in keys.Input) [32]byte {
 	return [32]byte(h.Sum(nil))
 }
 
-// getWork asks the broker, and once more with what the policy wants besides. A question that was sent is the same one
-// when it is asked again, token and all, so that its answer is.
-func (s *Secret) getWork(ctx context.Context, ask *workAsk, in keys.Input) (*bullav1.OperateReply, error) {
-	c := s.client
-	if s.shows && !ask.again && len(ask.shown) == 0 {
-		one, err := c.factor(ctx)
-		if err != nil {
-			return nil, err
-		}
-		ask.shown = []*bullav1.Factor{one}
-	}
-	reply, err := s.sendWork(ctx, ask, in)
-	var refused *Refusal
-	if !errors.As(err, &refused) {
-		return reply, err
-	}
-	if refused.Check == checkFactor { // it may have ended since: the next try shows another, as another request
-		ask.shown, ask.req.id = nil, newRequestID(c)
-		return nil, err
-	}
-	factors, more, failed := c.satisfy(ctx, refused)
-	switch {
-	case failed != nil:
-		return nil, failed
-	case !more:
-		return nil, err
-	}
-	ask.shown = factors
-	return s.sendWork(ctx, ask, in)
-}
-
-func (s *Secret) sendWork(ctx context.Context, ask *workAsk, in keys.Input) (*bullav1.OperateReply, error) {
-	reply, err := call(ctx, s.client, bullav1.Broker_Operate_FullMethodName, ask.req, fixed(&bullav1.OperateRequest{
-		SessionId: s.SessionID, Operation: string(in.Operation), Input: in.Data, AssociatedData: in.AssociatedData, Signature: in.Signature,
-		Salt: ask.salt, Factors: ask.shown,
-	}), s.client.broker.Operate)
-	if err != nil {
-		return nil, err
-	}
-	return reply, s.client.see(reply.GetCheckpoint())
+// getWork asks the broker, and once more with what the policy wants besides.
+func (s *Secret) getWork(ctx context.Context, ask workAsk, in keys.Input) (*bullav1.OperateReply, error) {
+	return persuade(ctx, s, ask.req, ask.shown, ask.again, func() (*bullav1.OperateReply, error) {
+		payload := fixed(&bullav1.OperateRequest{
+			SessionId: s.SessionID, Operation: string(in.Operation), Input: in.Data, AssociatedData: in.AssociatedData, Signature: in.Signature,
+			Salt: ask.salt, Factors: ask.shown.factors,
+		})
+		return call(ctx, s.client, bullav1.Broker_Operate_FullMethodName, ask.req, payload, s.client.broker.Operate)
+	})
 }
 
 // outcome checks what can be checked of a reply. A signature has to verify against the key of the envelope.

@@ -4,10 +4,13 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"strings"
+
+	"google.golang.org/grpc/codes"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/attest"
@@ -86,7 +89,7 @@ func (c *Client) satisfy(ctx context.Context, r *Refusal) (factors []*bullav1.Fa
 	if want.Factor != nil {
 		switch {
 		case want.Factor.Level == "ENHANCED" && c.hasToken():
-		case c.kind() == attest.KindTPM2: // keys in hardware are worth more than any token
+		case c.kind() != "" && c.kind() != attest.KindDevelopment: // keys in hardware are worth more than any token
 			attestation = true
 		default:
 			return nil, false, nil
@@ -110,4 +113,43 @@ func (c *Client) satisfy(ctx context.Context, r *Refusal) (factors []*bullav1.Fa
 		factors = append(factors, one)
 	}
 	return factors, true, nil
+}
+
+// shown are the tokens of a request within a session. A request that may have taken effect is asked again as it was,
+// token and all, so that its answer is the same.
+type shown struct{ factors []*bullav1.Factor }
+
+// persuade sends a request within a session, and once more with what the policy wants besides. Where the delivery
+// wanted a token, each request shows one at once.
+func persuade[R interface{ GetCheckpoint() []byte }](ctx context.Context, s *Secret, req *sent, tokens *shown, again bool, send func() (R, error)) (reply R, err error) {
+	c := s.client
+	if s.shows && !again && len(tokens.factors) == 0 {
+		one, err := c.factor(ctx)
+		if err != nil {
+			return reply, err
+		}
+		tokens.factors = []*bullav1.Factor{one}
+	}
+	reply, err = send()
+	var refused *Refusal
+	if errors.As(err, &refused) {
+		if refused.Check == checkFactor && refused.Code == codes.PermissionDenied {
+			// It may have ended since: the next try shows another one, as another request.
+			tokens.factors, req.id = nil, newRequestID(c)
+			return reply, err
+		}
+		factors, more, failed := c.satisfy(ctx, refused)
+		switch {
+		case failed != nil:
+			return reply, failed
+		case !more:
+			return reply, err
+		}
+		tokens.factors = factors
+		reply, err = send()
+	}
+	if err != nil {
+		return reply, err
+	}
+	return reply, c.see(reply.GetCheckpoint())
 }

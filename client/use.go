@@ -19,7 +19,7 @@ const useTimeout = 10 * time.Second
 type shareAsk struct {
 	number uint32
 	req    *sent
-	in     *bullav1.UseRequest
+	shown  *shown
 	again  bool // it was sent before, and the answer did not come
 	ahead  bool // for a time without the broker
 }
@@ -95,10 +95,7 @@ func (s *Secret) takeShare(ahead bool) (shareAsk, error) {
 }
 
 func (s *Secret) newAsk(number uint32, ahead bool) shareAsk {
-	return shareAsk{
-		number: number, req: &sent{id: newRequestID(s.client)}, ahead: ahead,
-		in: &bullav1.UseRequest{SessionId: s.SessionID, Number: number, Ahead: ahead},
-	}
+	return shareAsk{number: number, req: &sent{id: newRequestID(s.client)}, shown: new(shown), ahead: ahead}
 }
 
 // giveBack keeps a share whose answer did not come for the next use.
@@ -110,43 +107,12 @@ func (s *Secret) giveBack(ask shareAsk) {
 	s.left++
 }
 
-// getShare asks the broker, and once more with what the policy wants besides. A question that was sent is the same one
-// when it is asked again, token and all, so that its answer is.
+// getShare asks the broker, and once more with what the policy wants besides.
 func (s *Secret) getShare(ctx context.Context, ask shareAsk) (*bullav1.UseReply, error) {
-	c := s.client
-	if s.shows && !ask.again && len(ask.in.GetFactors()) == 0 {
-		one, err := c.factor(ctx)
-		if err != nil {
-			return nil, err
-		}
-		ask.in.Factors = []*bullav1.Factor{one}
-	}
-	reply, err := call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(ask.in), c.broker.Use)
-	var refused *Refusal
-	if !errors.As(err, &refused) {
-		return s.got(reply, err)
-	}
-	if refused.Check == checkFactor { // it may have ended since: the next try shows another, as another request
-		ask.in.Factors, ask.req.id = nil, newRequestID(c)
-		return nil, err
-	}
-	factors, more, failed := c.satisfy(ctx, refused)
-	switch {
-	case failed != nil:
-		return nil, failed
-	case !more:
-		return nil, err
-	}
-	ask.in.Factors = factors
-	return s.got(call(ctx, c, bullav1.Broker_Use_FullMethodName, ask.req, fixed(ask.in), c.broker.Use))
-}
-
-// got looks at the checkpoint that came with a share.
-func (s *Secret) got(reply *bullav1.UseReply, err error) (*bullav1.UseReply, error) {
-	if err != nil {
-		return nil, err
-	}
-	return reply, s.client.see(reply.GetCheckpoint())
+	return persuade(ctx, s, ask.req, ask.shown, ask.again, func() (*bullav1.UseReply, error) {
+		in := &bullav1.UseRequest{SessionId: s.SessionID, Number: ask.number, Ahead: ask.ahead, Factors: ask.shown.factors}
+		return call(ctx, s.client, bullav1.Broker_Use_FullMethodName, ask.req, fixed(in), s.client.broker.Use)
+	})
 }
 
 // openWith opens the body, unless Close was quicker.

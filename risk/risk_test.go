@@ -97,7 +97,7 @@ func TestAssess(t *testing.T) {
 	}
 }
 
-// TestOlderModels: a model from before the factors of place is read as it was, under the same digest, and what it
+// TestOlderModels: a model from before the factors of place and of external signals is read as it was, under the same digest, and what it
 // said of recorded signals it says today.
 func TestOlderModels(t *testing.T) {
 	t.Parallel()
@@ -112,9 +112,9 @@ func TestOlderModels(t *testing.T) {
 	if m.Digest() != "806811299a74ba454bb9cd12d3c2ead62a98106f6bec3348e367caa531f8d016" {
 		t.Errorf("the digest is %s", m.Digest())
 	}
-	for _, s := range []Signals{{}, best(), {Country: "new", Velocity: Known(10_000)}} {
+	for _, s := range []Signals{{}, best(), {Country: "new", Velocity: Known(10_000), External: "high"}} {
 		for _, f := range Assess(s, m).Factors {
-			if f.Name == FactorNewCountry || f.Name == FactorGeoVelocity {
+			if f.Name == FactorNewCountry || f.Name == FactorGeoVelocity || f.Name == FactorExternal {
 				t.Errorf("it assesses %+v", f)
 			}
 		}
@@ -138,7 +138,7 @@ func TestUnplaced(t *testing.T) {
 	}
 	s.Unplaced = "nobody looks"
 	a := Assess(s, m)
-	for _, f := range a.Factors[iNewCountry : iGeoVelocity+1] {
+	for _, f := range a.Factors[iNewCountry:] {
 		if f.Points != 0 || f.Value != notAssessed || !strings.HasSuffix(f.Reason, ": nobody looks") {
 			t.Errorf("%+v", f)
 		}
@@ -277,8 +277,8 @@ func drawSignals(t *rapid.T) Signals {
 		Transit: text("transit", "post_quantum", "classical"), RateMilli: number("rate", 100_000),
 		Novelty: text("novelty", "known", "new"), Hour: number("hour", 170), Denials: number("denials", 5000),
 		Unconfirmed: number("unconfirmed", 5000), Country: text("country", "known", "new"), Velocity: number("velocity", 5000),
-		External: text("external", "clear", "raised", "high"),
 		Unplaced: rapid.SampledFrom([]string{"", "a reason"}).Draw(t, "unplaced"),
+		External: text("external", "clear", "raised", "high"),
 	}
 }
 

@@ -143,6 +143,7 @@ func (a *app) operateCommand(f *operateFlags, name, short, long, example string,
 	c.Flags().StringVar(&f.version, "version", "", "version of the key (for decrypt the one that the ciphertext names, else the current one)")
 	a.addIdentity(c)
 	a.addDevice(c)
+	a.addToken(c)
 	return c
 }
 

@@ -1312,7 +1312,7 @@ var File_bulla_v1_workload_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x15bulla/v1/factor.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
+	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x15bulla/v1/factor.proto\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
 	"\x10ChallengeRequest\x12\x18\n" +
 	"\abinding\x18\x01 \x01(\fR\abinding\"\x96\x01\n" +
 	"\x0eChallengeReply\x12\x14\n" +
@@ -1515,8 +1515,8 @@ func file_bulla_v1_workload_proto_init() {
 	if File_bulla_v1_workload_proto != nil {
 		return
 	}
-	file_bulla_v1_operate_proto_init()
 	file_bulla_v1_factor_proto_init()
+	file_bulla_v1_operate_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
