@@ -105,7 +105,7 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 		unmet = permit.stillMet(now, w.session, wanted{}) // obligations
 	}
 	if denied != nil || unmet != "" || !target.exists {
-		if reply, err := b.operatedBefore(ctx, now, who, w, target, active); reply != nil || err != nil { // permitted before
+		if reply, err := b.operatedBefore(ctx, now, who, w, target, verdict, active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
 		switch {
@@ -238,7 +238,7 @@ func (b *Broker) countOperation(
 	})
 	switch {
 	case errors.Is(err, ledger.ErrDuplicateRequest): // the same request again, and still permitted
-		before, err := b.operatedBefore(ctx, now, who, w, target, nil)
+		before, err := b.operatedBefore(ctx, now, who, w, target, permit.verdict, nil)
 		if before == nil && err == nil {
 			err = b.rejectRequest(ctx, now, who, checkRequest, w.session.ID.String(), "this request was answered some time ago and that answer is gone: ask with a new request id")
 		}
@@ -251,6 +251,7 @@ func (b *Broker) countOperation(
 	case err != nil:
 		return nil, err
 	}
+	b.travels.arrived(permit.signals)
 	b.metrics.operations.Inc()
 	return b.tell(ctx, reply, w, done, at.Index)
 }
@@ -269,8 +270,9 @@ func (b *Broker) tell(ctx context.Context, reply *bullav1.OperateReply, w work, 
 }
 
 // operatedBefore gives the same result again for the same request of the same instance, for as long as the answer is
-// kept and the session lives, or was ended by that very use. With a revision, only what that one permitted counts.
-func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request, w work, target target, by *active) (*bullav1.OperateReply, error) {
+// kept and the session lives, or was ended by that very use, and to no other place than the session is bound to. With a
+// revision, only what that one permitted counts.
+func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request, w work, target target, v verdict, by *active) (*bullav1.OperateReply, error) {
 	before, err := b.ledger.Request(ctx, operateKey(w.session.ID, who.id))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
@@ -281,7 +283,7 @@ func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request,
 	if before.Owner != operateOwner(who) {
 		return nil, b.rejectRequest(ctx, now, who, checkRequest, w.session.ID.String(), "this request id was used for another request: choose a new one")
 	}
-	if !now.Before(before.Expires) {
+	if !now.Before(before.Expires) || v.misplaced(w.session.Places) != "" {
 		return nil, nil
 	}
 	reply := new(bullav1.OperateReply)

@@ -263,7 +263,7 @@ func (b *Broker) hand(ctx context.Context, reply *bullav1.UseReply, id event.ID,
 }
 
 // usedBefore gives the same share again for the same request of the same instance, for as long as the answer is
-// kept and the session lives, or was ended by that very use, and to no other place than the first time. With a
+// kept and the session lives, or was ended by that very use, and to no other place than the session is bound to. With a
 // revision, only what that one permitted counts.
 func (b *Broker) usedBefore(
 	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, v verdict, by *active,

@@ -24,6 +24,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/place/xtest"
 	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/secret/keys"
 	"github.com/bulla-project/bulla/test/rig"
 )
 
@@ -278,6 +279,32 @@ func TestAbuse_A45_gated_use_from_elsewhere(t *testing.T) {
 	reply, err = s.use(t, r.RawWithAt("workload", in.Key, r.Proxy(paris)), requestID(), 2)
 	if err != nil || reply.GetUsesLeft() != 1 {
 		t.Errorf("a use from another allowed country: %v, %d left", err, reply.GetUsesLeft())
+	}
+	r.Check()
+}
+
+// The same holds for operations with a key that stays at the broker: they are done for who comes from where the session
+// is bound to, and an answer of before is not given to elsewhere.
+func TestAbuse_A45_operation_from_elsewhere(t *testing.T) {
+	t.Parallel()
+	r, _ := placedRig(t, rig.Config{})
+	r.Generate("demo/signer", "bound", "ecdsa-p256")
+	in := r.RawAt("workload", r.Proxy(berlin))
+	s := deliverProxied(t, in, "demo/signer", 3)
+	first, ask := requestID(), s.ask(keys.Sign, []byte("a text"))
+	if _, err := s.send(t, in, first, ask); err != nil {
+		t.Fatal(err)
+	}
+	for source, reason := range map[string]string{sydney: "AU", nowhere: "not known"} {
+		out := r.RawWithAt("workload", in.Key, r.Proxy(source))
+		_, err := s.send(t, out, requestID(), s.ask(keys.Sign, []byte("another")))
+		deniedFor(t, r, "an operation from "+source, err, reason)
+		_, err = s.send(t, out, first, ask)
+		deniedFor(t, r, "the operation of before, from "+source, err, reason)
+	}
+	reply, err := s.send(t, r.RawWithAt("workload", in.Key, r.Proxy(paris)), first, ask)
+	if err != nil || reply.GetUsesLeft() != 2 {
+		t.Errorf("the operation of before, from another allowed country: %v, %d left", err, reply.GetUsesLeft())
 	}
 	r.Check()
 }
