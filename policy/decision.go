@@ -1,10 +1,9 @@
 package policy
 
 import (
-	"bytes"
-	"encoding/json"
 	"time"
 
+	"github.com/bulla-project/bulla/internal/canonical"
 	"github.com/bulla-project/bulla/risk"
 )
 
@@ -63,13 +62,11 @@ type Decision struct {
 
 // Canonical returns the bytes that a replay compares: everything but the duration and the signals.
 func (d Decision) Canonical() []byte {
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(d); err != nil {
+	out, err := canonical.Append(make([]byte, 0, 2048), d)
+	if err != nil {
 		panic("policy: internal error: a decision can't be encoded: " + err.Error())
 	}
-	return bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
+	return out
 }
 
 // Obligations are the limits under which a PERMIT stands. A nil part is not asked for. A caller must refuse

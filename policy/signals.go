@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"unicode/utf8"
+
+	"github.com/bulla-project/bulla/internal/canonical"
 )
 
 // MaxSignalsSize is the largest encoding of signals in bytes.
@@ -269,13 +271,10 @@ func (s Signals) Encode() ([]byte, error) {
 		a.Reasons = []string{}
 		s.Attestation = &a
 	}
-	var buf bytes.Buffer
-	enc := json.NewEncoder(&buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(s); err != nil {
+	out, err := canonical.Append(make([]byte, 0, 1024), s)
+	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrSignals, err)
 	}
-	out := bytes.TrimSuffix(buf.Bytes(), []byte("\n"))
 	if len(out) > MaxSignalsSize {
 		return nil, fmt.Errorf("%w: they have %d bytes, at most %d are allowed", ErrSignals, len(out), MaxSignalsSize)
 	}

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"sync"
 	"time"
+
+	"github.com/bulla-project/bulla/internal/canonical"
 )
 
 // MaxSize is the largest encoded event, in bytes.
@@ -67,25 +69,25 @@ func (e Event) Encode() ([]byte, error) {
 		return nil, fmt.Errorf("encode event: %w: no body, id or time", ErrMalformed)
 	}
 	kind := e.Body.EventType()
-	buf := buffers.Get().(*bytes.Buffer)
-	defer buffers.Put(buf)
-	buf.Reset()
-	if err := marshal(buf, head{Version, e.ID, e.Time, kind, e.Subject}); err != nil {
+	room := buffers.Get().(*[]byte)
+	defer buffers.Put(room)
+	out, err := canonical.Append((*room)[:0], head{Version, e.ID, e.Time, kind, e.Subject})
+	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
-	buf.Truncate(buf.Len() - len("}"))
-	buf.WriteString(bodyKey)
-	if err := marshal(buf, e.Body); err != nil {
+	out = append(out[:len(out)-len("}")], bodyKey...)
+	if out, err = canonical.Append(out, e.Body); err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
-	buf.WriteByte('}')
-	if replaced(buf.Bytes()) {
+	out = append(out, '}')
+	*room = out
+	if replaced(out) {
 		return nil, fmt.Errorf("encode event %s: %w: a text is not UTF-8", kind, ErrMalformed)
 	}
-	if buf.Len() > MaxSize {
-		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, buf.Len(), MaxSize)
+	if len(out) > MaxSize {
+		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, len(out), MaxSize)
 	}
-	return bytes.Clone(buf.Bytes()), nil
+	return bytes.Clone(out), nil
 }
 
 // replaced reports whether encoding/json put the escape of U+FFFD where a text was not UTF-8: it writes a
@@ -145,27 +147,18 @@ func Decode(data []byte) (Event, error) {
 	return e, nil
 }
 
-var buffers = sync.Pool{New: func() any { return new(bytes.Buffer) }}
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
 // Marshal returns the canonical JSON of v: field order of the type, no HTML escapes, no trailing newline.
 func Marshal(v any) ([]byte, error) {
-	buf := buffers.Get().(*bytes.Buffer)
-	defer buffers.Put(buf)
-	buf.Reset()
-	if err := marshal(buf, v); err != nil {
+	room := buffers.Get().(*[]byte)
+	defer buffers.Put(room)
+	out, err := canonical.Append((*room)[:0], v)
+	if err != nil {
 		return nil, err
 	}
-	return bytes.Clone(buf.Bytes()), nil
-}
-
-func marshal(buf *bytes.Buffer, v any) error {
-	enc := json.NewEncoder(buf)
-	enc.SetEscapeHTML(false)
-	if err := enc.Encode(v); err != nil {
-		return err
-	}
-	buf.Truncate(buf.Len() - len("\n"))
-	return nil
+	*room = out
+	return bytes.Clone(out), nil
 }
 
 // Unmarshal reads one JSON value into v and refuses unknown fields and trailing bytes. It does not see
@@ -207,6 +200,14 @@ func (t Time) String() string {
 // MarshalText implements encoding.TextMarshaler.
 func (t Time) MarshalText() ([]byte, error) { return []byte(t.String()), nil }
 
+// AppendText implements encoding.TextAppender.
+func (t Time) AppendText(b []byte) ([]byte, error) {
+	if t.IsZero() {
+		return b, nil
+	}
+	return t.t.AppendFormat(b, timeLayout), nil
+}
+
 // UnmarshalText implements encoding.TextUnmarshaler; only what MarshalText writes is accepted.
 func (t *Time) UnmarshalText(b []byte) error {
 	if len(b) == 0 {
@@ -237,6 +238,14 @@ func (d Digest) String() string {
 
 // MarshalText implements encoding.TextMarshaler.
 func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
+
+// AppendText implements encoding.TextAppender.
+func (d Digest) AppendText(b []byte) ([]byte, error) {
+	if d.IsZero() {
+		return b, nil
+	}
+	return hex.AppendEncode(b, d[:]), nil
+}
 
 // UnmarshalText implements encoding.TextUnmarshaler.
 func (d *Digest) UnmarshalText(b []byte) error {

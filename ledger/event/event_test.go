@@ -91,6 +91,41 @@ func TestEveryTypeRoundTrips(t *testing.T) {
 	}
 }
 
+// TestEncodingIsThatOfEncodingJSON: what was recorded before package canonical encoded it is what would be recorded now.
+func TestEncodingIsThatOfEncodingJSON(t *testing.T) {
+	for _, zero := range bodies {
+		for _, body := range []Body{zero, filled(t, zero)} {
+			e := New(at, "spiffe://example.org/a", body)
+			var want bytes.Buffer
+			enc := json.NewEncoder(&want)
+			enc.SetEscapeHTML(false)
+			if err := enc.Encode(struct {
+				head
+				Body Body `json:"body"`
+			}{head{Version, e.ID, e.Time, body.EventType(), e.Subject}, body}); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := e.Encode(); err != nil || string(got)+"\n" != want.String() {
+				t.Errorf("%s: %v\n%s\nencoding/json:\n%s", body.EventType(), err, got, &want)
+			}
+		}
+	}
+}
+
+// BenchmarkEncode encodes a gated use of the size of real ones.
+func BenchmarkEncode(b *testing.B) {
+	raw := json.RawMessage(`{"filler":"` + strings.Repeat("x", 1000) + `"}`)
+	e := New(at, "spiffe://example.org/a", SessionUsed{
+		Session: NewID(at), Number: 7, Nonce: make([]byte, 32), Exporter: make([]byte, 32), PayloadSHA256: Digest{1}, Signature: make([]byte, 64),
+		Decision: Decision{RequestID: NewID(at).String(), Action: "deliver", Effect: "PERMIT", Revision: Digest{1}, Sequence: 1, Signals: raw, Result: raw},
+	})
+	for b.Loop() {
+		if _, err := e.Encode(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func TestTypesAreDistinctAndRegistered(t *testing.T) {
 	if len(registry) != len(bodies) || len(Types()) != len(bodies) {
 		t.Fatalf("%d bodies, %d in the registry: two share a type", len(bodies), len(registry))

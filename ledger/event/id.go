@@ -62,14 +62,18 @@ func (id ID) IsZero() bool { return id == ID{} }
 
 // String returns the canonical text form.
 func (id ID) String() string {
-	var b [36]byte
+	b := id.text()
+	return string(b[:])
+}
+
+func (id ID) text() (b [36]byte) {
 	hex.Encode(b[:8], id[:4])
 	hex.Encode(b[9:13], id[4:6])
 	hex.Encode(b[14:18], id[6:8])
 	hex.Encode(b[19:23], id[8:10])
 	hex.Encode(b[24:], id[10:])
 	b[8], b[13], b[18], b[23] = '-', '-', '-', '-'
-	return string(b[:])
+	return b
 }
 
 // MarshalText implements encoding.TextMarshaler; the zero id is the empty text.
@@ -78,6 +82,15 @@ func (id ID) MarshalText() ([]byte, error) {
 		return nil, nil
 	}
 	return []byte(id.String()), nil
+}
+
+// AppendText implements encoding.TextAppender.
+func (id ID) AppendText(b []byte) ([]byte, error) {
+	if id.IsZero() {
+		return b, nil
+	}
+	text := id.text()
+	return append(b, text[:]...), nil
 }
 
 // UnmarshalText implements encoding.TextUnmarshaler.

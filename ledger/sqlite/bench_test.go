@@ -41,6 +41,40 @@ func BenchmarkCommit(b *testing.B) {
 	}
 }
 
+// BenchmarkUse commits uses of gated sessions of a thousand uses each, one for each caller: an event of 2.6 KB, a
+// session row that changes, an idempotency row and preconditions on two rows.
+func BenchmarkUse(b *testing.B) {
+	for _, callers := range []int{1, 8, 64} {
+		b.Run(fmt.Sprintf("callers=%d", callers), func(b *testing.B) {
+			l := storetest.Founded(b, openTest(b), storetest.Ring(b))
+			storetest.Commit(b, l, storetest.IssueGated(storetest.Start, time.Hour))
+			require := basis(b, l)[:2]
+			shares := make(chan share, 1024)
+			measure(b, callers, func() {
+				var s share
+				select {
+				case s = <-shares:
+				default:
+				}
+				if s.number++; s.number == 1 || s.number > storetest.Uses {
+					c := storetest.IssueGated(storetest.Start, time.Hour)
+					storetest.Commit(b, l, c)
+					s = share{storetest.SessionOf(c), 1}
+				}
+				c := storetest.Use(s.session, s.number)
+				c.Require = require
+				storetest.Commit(b, l, c)
+				shares <- s
+			})
+		})
+	}
+}
+
+type share struct {
+	session event.ID
+	number  uint32
+}
+
 func basis(b *testing.B, l *ledger.Ledger) []ledger.Precondition {
 	keys := []ledger.RowKey{
 		{Kind: ledger.KindSecret, Key: storetest.Secret},

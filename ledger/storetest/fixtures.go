@@ -8,8 +8,10 @@ import (
 	"crypto/sha256"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -171,6 +173,34 @@ func Issue(now time.Time, ttl, receipt time.Duration) ledger.Commit {
 		Event: event.New(now, Principal, body), Reply: digest,
 		Request: &ledger.Request{
 			Key: "deliver/" + id.String(), Owner: [32]byte{1}, Reply: make([]byte, 3300), Expires: now.Add(ttl), Session: id,
+		},
+	}
+}
+
+// Uses is how many uses a session by IssueGated has.
+const Uses = 1000
+
+// IssueGated is a delivery like that of Issue, at grade gated.
+func IssueGated(now time.Time, ttl time.Duration) ledger.Commit {
+	c := Issue(now, ttl, 0)
+	body := c.Event.Body.(event.SessionIssued)
+	body.Grade, body.Uses, body.Epoch = "gated", Uses, "epoch-1"
+	c.Event.Body = body
+	return c
+}
+
+// Use is a use of a session by IssueGated, of about the size of real ones.
+func Use(session event.ID, number uint32) ledger.Commit {
+	id := event.NewID(Start)
+	decision := Decision(id)
+	filler := `{"filler":"` + strings.Repeat("x", 900) + `"}`
+	decision.Signals, decision.Result = json.RawMessage(filler), json.RawMessage(filler)
+	return ledger.Commit{
+		Event: event.New(Start, Principal, event.SessionUsed{
+			Session: session, Number: number, Nonce: make([]byte, 32), Exporter: make([]byte, 32), Signature: make([]byte, 64), Decision: decision,
+		}),
+		Request: &ledger.Request{
+			Key: fmt.Sprintf("use/%s/%d", session, number), Owner: [32]byte{1}, Reply: make([]byte, 38), Expires: Start.Add(time.Hour), Session: session,
 		},
 	}
 }

@@ -18,6 +18,7 @@ var picture = []row{
 	{"internal/durable", nil},
 	{"internal/strictyaml", nil},
 	{"internal/harden", nil},
+	{"internal/canonical", nil},
 
 	// Vocabulary: values and what they mean, no I/O.
 	{"api/bulla/v1", nil},
@@ -27,7 +28,9 @@ var picture = []row{
 		"envelope/proof": "ES256 with one signature for each message, as everywhere in the product",
 		"secret":         "the types of keys, and the redacting bytes that they lie in",
 	}},
-	{"ledger/event", nil},
+	{"ledger/event", map[string]string{
+		"internal/canonical": "an event has one encoding",
+	}},
 	{"session", map[string]string{
 		"ledger/event": "a session is what its events make of it: Apply(state, event)",
 	}},
@@ -91,8 +94,9 @@ var picture = []row{
 	{"rego", nil},
 	{"place", nil},
 	{"policy", map[string]string{
-		"rego": "every bundle is checked against the schema that ships with the policy",
-		"risk": "the model is data of the revision, the score part of the input",
+		"internal/canonical": "signals and decisions have one encoding",
+		"rego":               "every bundle is checked against the schema that ships with the policy",
+		"risk":               "the model is data of the revision, the score part of the input",
 	}},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
