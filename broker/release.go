@@ -213,7 +213,8 @@ func (b *Broker) overtaken(ctx context.Context, s session.Session) (ended bool, 
 }
 
 // requestKey is the idempotency key: a principal can't take another's request ids.
-func requestKey(who request) string { return "deliver/" + who.caller.id.String() + "/" + who.id }
+// requestKey begins with the request id, so that rows that come together lie together.
+func requestKey(who request) string { return "deliver/" + who.id + "/" + who.caller.id.String() }
 
 // requestOwner is whom and what a stored reply is for: this instance, with this very payload.
 func requestOwner(who request) [32]byte {

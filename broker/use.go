@@ -229,7 +229,7 @@ func (b *Broker) count(
 		Require:  append(unchanged, permit.active.unchanged()),
 		Counters: permit.rate(now),
 		Request: &ledger.Request{
-			Key: useKey(s.ID, want.number), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
+			Key: useKey(who), Owner: useOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: s.ID,
 		},
 	})
 	switch {
@@ -268,7 +268,7 @@ func (b *Broker) hand(ctx context.Context, reply *bullav1.UseReply, id event.ID,
 func (b *Broker) usedBefore(
 	ctx context.Context, now time.Time, who request, s session.Session, want wanted, share envelope.Share, v verdict, by *active,
 ) (*bullav1.UseReply, error) {
-	before, err := b.ledger.Request(ctx, useKey(s.ID, want.number))
+	before, err := b.ledger.Request(ctx, useKey(who))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
 	}
@@ -357,7 +357,8 @@ func (b *Broker) endEpochs(ctx context.Context) error {
 	}
 }
 
-func useKey(id event.ID, number uint32) string { return fmt.Sprintf("use/%s/%d", id, number) }
+// useKey is that of the answer to this request. That a share is given out once is the session's own word.
+func useKey(who request) string { return "use/" + who.id + "/" + who.instance.thumbprint }
 
 // useOwner is whom and what a share was for: this request of this instance.
 func useOwner(who request) [32]byte {

@@ -143,7 +143,7 @@ func (l *Ledger) Events(ctx context.Context, from int64, max int) ([]Entry, erro
 // Leaves returns up to max leaves from index from.
 func (l *Ledger) Leaves(ctx context.Context, from int64, max int) ([]event.Leaf, error) {
 	return with(ctx, l, func(s Snapshot) ([]event.Leaf, error) {
-		stored, err := s.Events(ctx, from, page(max))
+		stored, err := s.Leaves(ctx, from, page(max))
 		out := make([]event.Leaf, len(stored))
 		for i, e := range stored {
 			if e.Index != from+int64(i) {

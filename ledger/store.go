@@ -231,6 +231,8 @@ type Snapshot interface {
 	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
 	// Events lists up to max events from index from, in order.
 	Events(ctx context.Context, from int64, max int) ([]Stored, error)
+	// Leaves is Events with nothing but index and leaf: the log integrates all of them all the time.
+	Leaves(ctx context.Context, from int64, max int) ([]Stored, error)
 	// Find returns the event with this id, or ErrNotFound.
 	Find(ctx context.Context, id event.ID) (Stored, error)
 	Size(ctx context.Context) (int64, error)

@@ -3,6 +3,7 @@ package sqlite
 import (
 	"bytes"
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -46,6 +47,9 @@ func (s *Store) Append(ctx context.Context, records []ledger.Record) ([]ledger.O
 	}
 	for _, row := range b.rows {
 		s.w.remember(row)
+	}
+	for key, session := range b.sessions {
+		s.w.rememberTimes(key.Key, columnsOf(session).times)
 	}
 	for name, wrapped := range b.subjects {
 		s.w.rememberSubject(name, wrapped)
@@ -347,7 +351,13 @@ func (b *batch) flushRow(row ledger.Row) error {
 		_, err := b.w.exec(sqlNewSession, index, row.Key, row.Seq, c.principal, c.secret, c.device, c.state, c.due, c.receiptDue, row.Value)
 		return err
 	}
-	n, err := b.w.exec(sqlUpdateSession, row.Seq, c.state, c.due, c.receiptDue, row.Value, row.Key)
+	var n int64
+	var err error
+	if known, ok := b.w.times[row.Key]; ok && known == c.times {
+		n, err = b.w.exec(sqlMoveSession, row.Seq, c.state, row.Value, row.Key)
+	} else {
+		n, err = b.w.exec(sqlUpdateSession, row.Seq, c.state, c.due, c.receiptDue, row.Value, row.Key)
+	}
 	if err == nil && n != 1 {
 		err = fmt.Errorf("%d rows of session %s", n, row.Key)
 	}
@@ -357,8 +367,11 @@ func (b *batch) flushRow(row ledger.Row) error {
 // columns are those by which sessions are found.
 type columns struct {
 	principal, secret, device, state string
-	due, receiptDue                  *int64
+	times
 }
+
+// times are the columns among them that can change.
+type times struct{ due, receiptDue sql.NullInt64 }
 
 func columnsOf(s session.Session) columns {
 	c := columns{principal: s.Principal, secret: s.Secret, device: s.Device, state: string(s.State)}
@@ -371,9 +384,8 @@ func columnsOf(s session.Session) columns {
 	return c
 }
 
-func micros(t event.Time) *int64 {
-	n := t.Time().UnixMicro()
-	return &n
+func micros(t event.Time) sql.NullInt64 {
+	return sql.NullInt64{Int64: t.Time().UnixMicro(), Valid: true}
 }
 
 // recordTx is the transaction of one record over those before it.

@@ -17,6 +17,7 @@ const (
 	sqlStates      = "SELECT key, value, seq FROM states WHERE kind = ? AND key > ? ORDER BY key LIMIT ?"
 	sqlAllSessions = "SELECT id, value, seq, principal, secret, device, state, due, receipt_due FROM sessions WHERE id > ? ORDER BY id LIMIT ?"
 	sqlEvents      = "SELECT idx, id, leaf, subject, body FROM events WHERE idx >= ? ORDER BY idx LIMIT ?"
+	sqlLeaves      = "SELECT idx, leaf FROM events WHERE idx >= ? ORDER BY idx LIMIT ?"
 	sqlFind        = "SELECT idx, id, leaf, subject, body FROM events WHERE id = ?"
 	sqlRequest     = "SELECT idx, owner, reply, expires, session FROM requests WHERE key = ?"
 	sqlBlob        = "SELECT data FROM blobs WHERE key = ?"
@@ -48,7 +49,7 @@ func openReader(ctx context.Context, path string) (_ *reader, err error) {
 		return nil, err
 	}
 	r.checkpoints.SetMaxOpenConns(1)
-	for _, text := range []string{sqlState, sqlSession, sqlStates, sqlAllSessions, sqlEvents, sqlFind, sqlSize, sqlRequest, sqlBlob, sqlSubject} {
+	for _, text := range []string{sqlState, sqlSession, sqlStates, sqlAllSessions, sqlEvents, sqlLeaves, sqlFind, sqlSize, sqlRequest, sqlBlob, sqlSubject} {
 		if r.stmts[text], err = r.db.PrepareContext(ctx, text); err != nil {
 			return nil, err
 		}
@@ -210,14 +211,11 @@ func scanIndexed(rows *sql.Rows, r *ledger.Row) error {
 		r.Fault = err.Error()
 		return nil
 	}
-	if want := columnsOf(s); c.principal != want.principal || c.secret != want.secret || c.device != want.device ||
-		c.state != want.state || !equal(c.due, want.due) || !equal(c.receiptDue, want.receiptDue) || s.ID.String() != r.Key {
+	if c != columnsOf(s) || s.ID.String() != r.Key {
 		r.Fault = "the columns that it is found by are not its own"
 	}
 	return nil
 }
-
-func equal(a, b *int64) bool { return a == b || a != nil && b != nil && *a == *b }
 
 func (v *snapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]ledger.Row, error) {
 	if err := v.ready(ctx); err != nil {
@@ -288,6 +286,24 @@ func (v *snapshot) Events(ctx context.Context, from int64, max int) ([]ledger.St
 	})
 }
 
+func (v *snapshot) Leaves(ctx context.Context, from int64, max int) ([]ledger.Stored, error) {
+	rows, err := v.query(ctx, sqlLeaves, from, max)
+	var leaf sql.RawBytes // read before the next row
+	return collect(rows, err, func(rows *sql.Rows, e *ledger.Stored) (err error) {
+		if err := rows.Scan(&e.Index, &leaf); err != nil {
+			return err
+		}
+		return parseLeaf(e, leaf)
+	})
+}
+
+func parseLeaf(e *ledger.Stored, leaf []byte) (err error) {
+	if e.Leaf, err = event.ParseLeaf(leaf); err != nil {
+		return fmt.Errorf("%w: event %d: %w", ledger.ErrTampered, e.Index, err)
+	}
+	return nil
+}
+
 func scanEvent(scan func(...any) error) (e ledger.Stored, err error) {
 	var id, leaf []byte
 	if err := scan(&e.Index, &id, &leaf, &e.Subject, &e.Body); err != nil {
@@ -297,10 +313,8 @@ func scanEvent(scan func(...any) error) (e ledger.Stored, err error) {
 		return e, fmt.Errorf("%w: event %d has an id of %d bytes", ledger.ErrTampered, e.Index, len(id))
 	}
 	copy(e.ID[:], id)
-	if e.Leaf, err = event.ParseLeaf(leaf); err != nil {
-		return e, fmt.Errorf("%w: event %d: %w", ledger.ErrTampered, e.Index, err)
-	}
-	return e, nil
+	err = parseLeaf(&e, leaf)
+	return e, err
 }
 
 func (v *snapshot) Find(ctx context.Context, id event.ID) (ledger.Stored, error) {

@@ -29,6 +29,7 @@ const (
 	sqlSession       = "SELECT value, seq FROM sessions WHERE id = ?"
 	sqlNewSession    = "INSERT INTO sessions (idx, id, seq, principal, secret, device, state, due, receipt_due, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	sqlUpdateSession = "UPDATE sessions SET seq = ?, state = ?, due = ?, receipt_due = ?, value = ? WHERE id = ?"
+	sqlMoveSession   = "UPDATE sessions SET seq = ?, state = ?, value = ? WHERE id = ?" // no index: due and receipt_due stay
 	sqlHasRequest    = "SELECT 1 FROM requests WHERE key = ?"
 	sqlPutRequest    = "INSERT INTO requests (idx, key, owner, reply, expires, session) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 	sqlCounter       = "SELECT count FROM counters WHERE key = ? AND start = ?"
@@ -56,6 +57,7 @@ type writer struct {
 	// What the file is known to hold, as of the last commit; dropped when a transaction fails.
 	rows     map[ledger.RowKey]ledger.Row // a Seq of 0: there is no such row
 	subjects map[string][]byte
+	times    map[string]times // of sessions that were written
 	fresh    freshSessions
 }
 
@@ -89,7 +91,7 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 		return nil, err
 	}
 	db.SetMaxOpenConns(1)
-	w := &writer{db: db, stmts: map[string]*sql.Stmt{}, rows: map[ledger.RowKey]ledger.Row{}, subjects: map[string][]byte{}}
+	w := &writer{db: db, stmts: map[string]*sql.Stmt{}, rows: map[ledger.RowKey]ledger.Row{}, subjects: map[string][]byte{}, times: map[string]times{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, w.close())
@@ -106,7 +108,7 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 		return nil, fmt.Errorf("the file system does not allow a write-ahead log (journal mode %q): use a local one", mode)
 	}
 	for _, text := range []string{
-		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlHasRequest, sqlPutRequest,
+		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlMoveSession, sqlHasRequest, sqlPutRequest,
 		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlSweepRequests, sqlSweepCounters,
 		sqlProbe, sqlCheckpoint, sqlCount, sqlBegin, sqlCommit, sqlRollback,
 	} {
@@ -171,6 +173,14 @@ func (w *writer) row(key ledger.RowKey) (ledger.Row, error) {
 	return row, nil
 }
 
+// rememberTimes notes what a session is indexed by in the file.
+func (w *writer) rememberTimes(id string, t times) {
+	if len(w.times) >= maxHotRows {
+		clear(w.times)
+	}
+	w.times[id] = t
+}
+
 func (w *writer) remember(row ledger.Row) {
 	if len(w.rows) >= maxHotRows {
 		clear(w.rows)
@@ -207,6 +217,13 @@ func (w *writer) blobDigest(key string) (d event.Digest, err error) {
 	return d, nil
 }
 
+// forget drops what the file was known to hold.
+func (w *writer) forget() {
+	clear(w.rows)
+	clear(w.subjects)
+	clear(w.times)
+}
+
 // transact runs f in a transaction. When f or anything before the COMMIT fails, the error says that nothing
 // was applied; when the COMMIT fails, it does not.
 func (w *writer) transact(what string, f func() error) error {
@@ -214,16 +231,14 @@ func (w *writer) transact(what string, f func() error) error {
 		return undone(what, err)
 	}
 	if err := f(); err != nil {
-		clear(w.rows)
-		clear(w.subjects)
+		w.forget()
 		if _, rollback := w.exec(sqlRollback); rollback != nil && !harmless(err) {
 			err = fmt.Errorf("%w (rolling back: %w)", err, rollback) // SQLite may have done so itself
 		}
 		return undone(what, err)
 	}
 	if _, err := w.exec(sqlCommit); err != nil {
-		clear(w.rows)
-		clear(w.subjects)
+		w.forget()
 		return fmt.Errorf("%s: %w: %w", what, ledger.ErrBroken, err)
 	}
 	return nil

@@ -200,7 +200,7 @@ func Use(session event.ID, number uint32) ledger.Commit {
 			Session: session, Number: number, Nonce: make([]byte, 32), Exporter: make([]byte, 32), Signature: make([]byte, 64), Decision: decision,
 		}),
 		Request: &ledger.Request{
-			Key: fmt.Sprintf("use/%s/%d", session, number), Owner: [32]byte{1}, Reply: make([]byte, 38), Expires: Start.Add(time.Hour), Session: session,
+			Key: fmt.Sprintf("use/%s/%s", id, Instance), Owner: [32]byte{1}, Reply: make([]byte, 38), Expires: Start.Add(time.Hour), Session: session,
 		},
 	}
 }

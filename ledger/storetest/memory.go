@@ -307,6 +307,14 @@ func (v memorySnapshot) Events(ctx context.Context, from int64, max int) ([]ledg
 	return slices.Clone(v.s.events[from:min(from+int64(max), int64(len(v.s.events)))]), ctx.Err()
 }
 
+func (v memorySnapshot) Leaves(ctx context.Context, from int64, max int) ([]ledger.Stored, error) {
+	events, err := v.Events(ctx, from, max)
+	for i, e := range events {
+		events[i] = ledger.Stored{Index: e.Index, Leaf: e.Leaf}
+	}
+	return events, err
+}
+
 func (v memorySnapshot) Find(ctx context.Context, id event.ID) (ledger.Stored, error) {
 	index, ok := v.s.ids[id]
 	if !ok {

@@ -163,9 +163,16 @@ func (s *suite) indexes() {
 		if err != nil || len(got) != len(all) {
 			s.Fatalf("%d events: %v", len(got), err)
 		}
+		leaves, err := v.Leaves(s.Context(), next-int64(len(all)), ledger.MaxPage)
+		if err != nil || len(leaves) != len(all) {
+			s.Fatalf("%d leaves: %v", len(leaves), err)
+		}
 		for i, e := range got {
 			if r := all[i]; e.Index != next-int64(len(all))+int64(i) || e.ID != r.Event.ID || e.Leaf != r.Leaf || string(e.Body) != string(r.Body) || e.Subject != r.Subject {
 				s.Fatalf("event %d is not the one that was appended", e.Index)
+			}
+			if l := leaves[i]; l.Index != e.Index || l.Leaf != e.Leaf {
+				s.Fatalf("leaf %d is not that of event %d", l.Index, e.Index)
 			}
 			found, err := v.Find(s.Context(), e.ID)
 			if err != nil || found.Index != e.Index || found.Leaf != e.Leaf {
