@@ -212,8 +212,8 @@ func (b *Broker) overtaken(ctx context.Context, s session.Session) (ended bool, 
 	return ended, []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: s.Device}, Seq: seq}}, nil
 }
 
-// requestKey is the idempotency key: a principal can't take another's request ids.
-// requestKey begins with the request id, so that rows that come together lie together.
+// requestKey is the idempotency key: a principal can't take another's request ids. These come first, since they grow
+// with time, and rows that are written together then lie together.
 func requestKey(who request) string { return "deliver/" + who.id + "/" + who.caller.id.String() }
 
 // requestOwner is whom and what a stored reply is for: this instance, with this very payload.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"time"
 
@@ -62,6 +63,7 @@ func (a *app) dev(c *cobra.Command, f devFlags) error {
 		return err
 	}
 	a.holdsSecrets()
+	defer runtime.KeepAlive(ballast())
 	s, err := devserver.Start(c.Context(), devserver.Config{
 		Dir: dir, TPM: mode, SVIDTTL: f.ttl, Listen: f.listen, Product: product(), Log: log,
 	})

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"runtime"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -104,6 +105,7 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 		return err
 	}
 	a.holdsSecrets()
+	defer runtime.KeepAlive(ballast())
 	s, err := server.Open(ctx, cfg, server.Options{Log: log})
 	if err != nil {
 		if ctx.Err() != nil {
