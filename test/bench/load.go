@@ -54,32 +54,16 @@ type row struct {
 
 // measure loads the broker and the bare server with the same number of callers, one after the other.
 func measure(ctx context.Context, broker, bare *process, callers int, length time.Duration) (row, error) {
-	env, err := broker.env("workload")
-	if err != nil {
-		return row{}, err
-	}
-	c, err := client.New(ctx, client.Config{Address: broker.addr, ServerID: env["BULLA_SERVER_ID"], EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
-	if err != nil {
-		return row{}, err
-	}
-	defer c.Close()
 	if err := putSecret(ctx, broker); err != nil {
 		return row{}, err
 	}
-	deliver, err := run(ctx, broker, callers, length, func(ctx context.Context) error {
-		s, err := c.Get(ctx, benchSecret)
-		if err != nil {
-			return err
-		}
-		s.Close()
-		return nil
-	})
+	r, err := measureBroker(ctx, broker, callers, length)
 	if err != nil {
-		return row{}, fmt.Errorf("deliver: %w", err)
+		return row{}, err
 	}
-	use, err := run(ctx, broker, callers, length, uses(c))
+	env, err := broker.env("workload")
 	if err != nil {
-		return row{}, fmt.Errorf("use: %w", err)
+		return row{}, err
 	}
 	src, err := certs.Open(ctx, certs.Config{EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
 	if err != nil {
@@ -91,10 +75,43 @@ func measure(ctx context.Context, broker, bare *process, callers int, length tim
 		return row{}, err
 	}
 	defer conn.Close()
-	simple, err := run(ctx, bare, callers, length, func(ctx context.Context) error {
+	r.simple, err = run(ctx, bare, callers, length, func(ctx context.Context) error {
 		return conn.Invoke(ctx, echoMethod, wrapperspb.Bytes(make([]byte, requestSize)), new(wrapperspb.BytesValue))
 	})
-	return row{callers, deliver, simple, use}, err
+	return r, err
+}
+
+// measureBroker loads one broker with deliveries, and then with gated uses.
+func measureBroker(ctx context.Context, broker *process, callers int, length time.Duration) (r row, err error) {
+	env, err := broker.env("workload")
+	if err != nil {
+		return row{}, err
+	}
+	c, err := client.New(ctx, client.Config{Address: broker.addr, ServerID: env["BULLA_SERVER_ID"], EndpointSocket: env["SPIFFE_ENDPOINT_SOCKET"]})
+	if err != nil {
+		return row{}, err
+	}
+	defer c.Close()
+	r.callers = callers
+	if r.deliver, err = run(ctx, broker, callers, length, deliveries(c)); err != nil {
+		return row{}, fmt.Errorf("deliver: %w", err)
+	}
+	if r.use, err = run(ctx, broker, callers, length, uses(c)); err != nil {
+		return row{}, fmt.Errorf("use: %w", err)
+	}
+	return r, nil
+}
+
+// deliveries gives a function that gets a secret and hands in the receipt.
+func deliveries(c *client.Client) func(context.Context) error {
+	return func(ctx context.Context) error {
+		s, err := c.Get(ctx, benchSecret)
+		if err != nil {
+			return err
+		}
+		s.Close()
+		return nil
+	}
 }
 
 // uses gives a function that uses a gated session, and gets the next one when its thousand uses are spent.

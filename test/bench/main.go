@@ -2,6 +2,8 @@
 // table with ratios: absolute times say more about the machine than about the program.
 //
 //	go run ./test/bench [-seconds 5] [-callers 1,8,64]
+//	go run ./test/bench -sessions 1000000       growth: a full store beside an empty one
+//	go run ./test/bench -clients 1000           memory: the broker with so many connections
 //
 // Three processes take part: a broker (`bulla dev`, the real program), a bare gRPC echo over the same mutual
 // TLS, and this one, which makes the load with the Go SDK. CPU is what the kernel accounted to the server's
@@ -13,6 +15,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,12 +30,21 @@ const roleEnv = "BULLA_BENCH_ECHO"
 func main() {
 	seconds := flag.Int("seconds", 5, "length of each measurement")
 	callers := flag.String("callers", "1,8,64", "numbers of callers, separated by commas")
+	sessions := flag.Int("sessions", 0, "compare an empty store with one of so many live sessions, instead")
+	clients := flag.Int("clients", 0, "connect so many clients and say what the broker holds, instead")
 	binary := flag.String("bulla", "", "the bulla program; built from this checkout when empty")
 	flag.Parse()
 	if os.Getenv(roleEnv) != "" {
 		exit(echo())
 	}
-	exit(bench(*binary, *callers, time.Duration(*seconds)*time.Second))
+	exit(bench(options{*binary, *callers, time.Duration(*seconds) * time.Second, *sessions, *clients}))
+}
+
+// options are the flags.
+type options struct {
+	binary, callers   string
+	length            time.Duration
+	sessions, clients int
 }
 
 func exit(err error) {
@@ -43,9 +55,9 @@ func exit(err error) {
 	os.Exit(0)
 }
 
-// bench runs everything and prints the table.
-func bench(binary, callers string, length time.Duration) (err error) {
-	numbers, err := parseCallers(callers)
+// bench runs what was asked for and prints it.
+func bench(o options) (err error) {
+	numbers, err := parseCallers(o.callers)
 	if err != nil {
 		return err
 	}
@@ -54,13 +66,24 @@ func bench(binary, callers string, length time.Duration) (err error) {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	if binary == "" {
-		if binary, err = build(dir); err != nil {
+	if o.binary == "" {
+		if o.binary, err = build(dir); err != nil {
 			return err
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
+	switch {
+	case o.sessions > 0:
+		return growth(ctx, o.binary, dir, o.sessions, o.length, os.Stdout)
+	case o.clients > 0:
+		return connections(ctx, o.binary, dir, o.clients, os.Stdout)
+	}
+	return floors(ctx, o.binary, dir, numbers, o.length, os.Stdout)
+}
+
+// floors measures the broker beside its floor.
+func floors(ctx context.Context, binary, dir string, numbers []int, length time.Duration, w io.Writer) (err error) {
 	broker, err := startBroker(ctx, binary, filepath.Join(dir, "dev"))
 	if err != nil {
 		return err
@@ -84,7 +107,7 @@ func bench(binary, callers string, length time.Duration) (err error) {
 		t.rows = append(t.rows, row)
 	}
 	t.resident = broker.resident()
-	t.print(os.Stdout)
+	t.print(w)
 	return nil
 }
 
