@@ -130,18 +130,17 @@ func (l *Ledger) subject(ctx context.Context, subject string) (subjectKey, error
 
 // prepare encodes and seals the event of c, in the goroutine of the caller.
 func (l *Ledger) prepare(ctx context.Context, c Commit) (*waiter, error) {
-	encoding, err := c.Event.Encode()
+	eventSalt, replySalt := event.NewSalt(), event.NewSalt()
+	head := make([]byte, 0, headSize)
+	head = append(head, eventSalt[:]...)
+	head = append(head, replySalt[:]...)
+	head = append(head, c.Reply[:]...)
+	plain, err := c.Event.AppendEncoding(head)
 	if err != nil {
 		return nil, err
 	}
-	eventSalt, replySalt := event.NewSalt(), event.NewSalt()
-	plain := make([]byte, 0, headSize+len(encoding))
-	plain = append(plain, eventSalt[:]...)
-	plain = append(plain, replySalt[:]...)
-	plain = append(plain, c.Reply[:]...)
-	plain = append(plain, encoding...)
 	w := &waiter{
-		record:    Record{Commit: c, Leaf: event.NewLeaf(encoding, eventSalt, c.Reply, replySalt), Subject: c.Event.Subject},
+		record:    Record{Commit: c, Leaf: event.NewLeaf(plain[headSize:], eventSalt, c.Reply, replySalt), Subject: c.Event.Subject},
 		replySalt: replySalt,
 		plain:     plain,
 		done:      make(chan struct{}),

@@ -43,7 +43,7 @@ const (
 	// stopGrace is how long calls may go on after the broker was told to end.
 	stopGrace = 5 * time.Second
 	// integrateEvery is the shortest time between two checkpoints.
-	integrateEvery = 100 * time.Millisecond
+	integrateEvery = 200 * time.Millisecond
 	// recoverEvery is how long a log that could not be signed waits before it tries again.
 	recoverEvery = time.Second
 )

@@ -12,6 +12,15 @@ func compact(b []byte) bool {
 	return s.value(maxDepth) && s.at == len(b)
 }
 
+// special are the bytes that do not stand for themselves in a text.
+var special = func() (t [256]bool) {
+	for c := range byte(' ') {
+		t[c] = true
+	}
+	t['"'], t['\\'] = true, true
+	return t
+}()
+
 // scanner goes over a JSON text once. Its methods report whether they found what they are named after.
 type scanner struct {
 	b  []byte
@@ -77,19 +86,20 @@ func (s *scanner) text() bool {
 	if !s.next('"') {
 		return false
 	}
-	for s.at < len(s.b) {
-		c := s.b[s.at]
-		s.at++
-		switch {
-		case c == '"':
-			return true
-		case c < ' ':
+	for {
+		at := s.at
+		for at < len(s.b) && !special[s.b[at]] {
+			at++
+		}
+		if s.at = at + 1; at >= len(s.b) {
 			return false
-		case c == '\\' && !s.escape():
+		}
+		if c := s.b[at]; c == '"' {
+			return true
+		} else if c != '\\' || !s.escape() {
 			return false
 		}
 	}
-	return false
 }
 
 func (s *scanner) escape() bool {

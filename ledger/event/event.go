@@ -12,6 +12,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -64,30 +65,32 @@ type head struct {
 const bodyKey = `,"body":`
 
 // Encode returns the canonical encoding of e.
-func (e Event) Encode() ([]byte, error) {
+func (e Event) Encode() ([]byte, error) { return e.AppendEncoding(nil) }
+
+// AppendEncoding adds the canonical encoding of e to out.
+func (e Event) AppendEncoding(out []byte) ([]byte, error) {
 	if e.Body == nil || e.ID.IsZero() || e.Time.IsZero() {
 		return nil, fmt.Errorf("encode event: %w: no body, id or time", ErrMalformed)
 	}
-	kind := e.Body.EventType()
-	room := buffers.Get().(*[]byte)
+	kind, room := e.Body.EventType(), buffers.Get().(*[]byte)
 	defer buffers.Put(room)
-	out, err := canonical.Append((*room)[:0], head{Version, e.ID, e.Time, kind, e.Subject})
+	enc, err := canonical.Append((*room)[:0], head{Version, e.ID, e.Time, kind, e.Subject})
 	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
-	out = append(out[:len(out)-len("}")], bodyKey...)
-	if out, err = canonical.Append(out, e.Body); err != nil {
+	enc = append(enc[:len(enc)-len("}")], bodyKey...)
+	if enc, err = canonical.Append(enc, e.Body); err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
-	out = append(out, '}')
-	*room = out
-	if replaced(out) {
+	enc = append(enc, '}')
+	*room = enc
+	if replaced(enc) {
 		return nil, fmt.Errorf("encode event %s: %w: a text is not UTF-8", kind, ErrMalformed)
 	}
-	if len(out) > MaxSize {
-		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, len(out), MaxSize)
+	if len(enc) > MaxSize {
+		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, len(enc), MaxSize)
 	}
-	return bytes.Clone(out), nil
+	return append(slices.Grow(out, len(enc)), enc...), nil
 }
 
 // replaced reports whether encoding/json put the escape of U+FFFD where a text was not UTF-8: it writes a

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// checkpointAfter is the number of pages in the write-ahead log (of 4 KiB) from which they are copied
+	// checkpointAfter is the number of pages in the write-ahead log (of 8 KiB) from which they are copied
 	// into the file.
 	checkpointAfter = 2000
 	// lookEvery is after how many batches they are counted.

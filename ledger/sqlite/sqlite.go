@@ -39,6 +39,10 @@ var (
 	ErrForeign = errors.New("not a ledger that this version of bulla can open")
 )
 
+// pageSize is that of a new file. Events and stored replies take 2 to 5 KB each: of the default pages of 4 KiB each would
+// take one or two and leave much of them empty, and what a commit costs is the pages that it writes, twice.
+const pageSize = "page_size(8192)"
+
 // readers is how many snapshots can be open at a time; more wait.
 const readers = 8
 
@@ -181,7 +185,7 @@ func connect(path string, pragmas ...string) (*sql.DB, error) {
 // identify refuses a file that is not ours before anything in it is changed, and makes the tables in an
 // empty one, in one transaction.
 func identify(ctx context.Context, path string) error {
-	db, err := connect(path, "synchronous(FULL)")
+	db, err := connect(path, pageSize, "synchronous(FULL)")
 	if err != nil {
 		return err
 	}
