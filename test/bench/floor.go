@@ -19,14 +19,163 @@ import (
 	"github.com/bulla-project/bulla/rego"
 )
 
-// primitives is the CPU time of what a delivery can't do without, per operation.
+// work is what a delivery can't do without, each part by itself. Its methods are safe for concurrent use.
+type work struct {
+	key       *ecdsa.PrivateKey
+	digest    [32]byte
+	signature []byte
+	recipient []byte
+	engine    *policy.Engine
+	revision  *policy.Revision
+	signals   policy.Signals
+	journal   *journal
+}
+
+func newWork(ctx context.Context, path string) (*work, error) {
+	w := &work{digest: sha256.Sum256([]byte("bench")), engine: policy.NewEngine(policy.Config{})}
+	var err error
+	if w.key, err = ecdsa.GenerateKey(elliptic.P256(), rand.Reader); err != nil {
+		return nil, err
+	}
+	if w.signature, err = ecdsa.SignASN1(rand.Reader, w.key, w.digest[:]); err != nil {
+		return nil, err
+	}
+	recipient, err := envelope.GenerateRecipient(envelope.SuiteHybridX25519())
+	if err != nil {
+		return nil, err
+	}
+	w.recipient = recipient.PublicKey()
+	archive, err := policy.Pack(rego.Development())
+	if err != nil {
+		return nil, err
+	}
+	if w.revision, err = policy.Load(ctx, archive, policy.Invariants{}); err != nil {
+		return nil, err
+	}
+	w.signals = delivery(time.Now())
+	w.journal, err = newJournal(path)
+	return w, err
+}
+
+// delivery is what the policy is asked about.
+func delivery(now time.Time) policy.Signals {
+	return policy.Signals{
+		Now: now.UnixMicro(), Action: policy.ActionDeliver,
+		Principal: policy.Principal{
+			ID: "spiffe://dev.bulla.test/workload", TrustDomain: "dev.bulla.test", Path: "/workload", Type: policy.TypeService, Level: policy.LevelBasic,
+			NotBefore: now.Add(-time.Minute).UnixMicro(), NotAfter: now.Add(time.Hour).UnixMicro(),
+		},
+		Resource:  policy.Resource{Kind: policy.KindSecret, Secret: &policy.Secret{Name: benchSecret, Exists: true, Class: "standard", Version: 1, Exposure: "open"}},
+		Network:   policy.Network{Peer: "127.0.0.1:1", TLSGroup: "X25519MLKEM768", PostQuantum: true},
+		Recipient: &policy.Recipient{Suite: int64(envelope.SuiteHybridX25519().Number())}, History: &policy.History{},
+	}
+}
+
+// verify is one ES256 verification.
+func (w *work) verify() error {
+	if !ecdsa.VerifyASN1(&w.key.PublicKey, w.digest[:], w.signature) {
+		return errors.New("a signature does not verify")
+	}
+	return nil
+}
+
+// sign is one ES256 signature.
+func (w *work) sign() error {
+	_, err := ecdsa.SignASN1(rand.Reader, w.key, w.digest[:])
+	return err
+}
+
+// seal is one hybrid HPKE seal of 32 bytes, MLKEM768-X25519, with key parsing.
+func (w *work) seal() error {
+	pk, err := hpke.MLKEM768X25519().NewPublicKey(w.recipient)
+	if err != nil {
+		return err
+	}
+	_, err = hpke.Seal(pk, hpke.SHAKE256(), hpke.AES256GCM(), w.digest[:], make([]byte, 32))
+	return err
+}
+
+// evaluate is one decision of the shipped policy, engine and input included.
+func (w *work) evaluate() error {
+	if d := w.engine.Decide(context.Background(), w.revision, w.signals); d.Effect != policy.Permit {
+		return errors.New("the shipped policy does not permit the delivery that is measured: " + d.Fault)
+	}
+	return nil
+}
+
+// append is one durable append of 4 KiB to a file, with group commit.
+func (w *work) append() error { return w.journal.append(make([]byte, recordSize)) }
+
+// use, deliver and receive are the calls of which the broker's are made, with nothing else in them.
+func (w *work) use() error { return first(w.verify, w.evaluate, w.append) }
+
+func (w *work) deliver() error { return first(w.verify, w.evaluate, w.seal, w.sign, w.append) }
+
+func (w *work) receive() error { return first(w.verify, w.append) }
+
+// first runs the steps until one of them fails.
+func first(steps ...func() error) error {
+	for _, step := range steps {
+		if err := step(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+const recordSize = 4096
+
+// journal is a file that is appended to in groups: whoever begins a group writes and syncs it when the one before is
+// durable.
+type journal struct {
+	file *os.File
+	turn sync.Mutex // held by the one that writes
+
+	mu  sync.Mutex // guards cur
+	cur *group
+}
+
+type group struct {
+	data []byte
+	done chan struct{}
+	err  error // set before done is closed
+}
+
+func newJournal(path string) (*journal, error) {
+	f, err := os.Create(path)
+	return &journal{file: f}, err
+}
+
+func (j *journal) append(record []byte) error {
+	j.mu.Lock()
+	g := j.cur
+	begins := g == nil
+	if begins {
+		g = &group{done: make(chan struct{})}
+		j.cur = g
+	}
+	g.data = append(g.data, record...)
+	j.mu.Unlock()
+	if !begins {
+		<-g.done
+		return g.err
+	}
+	j.turn.Lock()
+	defer j.turn.Unlock()
+	j.mu.Lock()
+	j.cur = nil
+	j.mu.Unlock()
+	_, err := j.file.Write(g.data)
+	g.err = errors.Join(err, j.file.Sync())
+	close(g.done)
+	return g.err
+}
+
+// primitives is the CPU time of each part of work, alone and over and over.
 type primitives struct {
-	verify   time.Duration // one ES256 verification
-	sign     time.Duration // one ES256 signature
-	seal     time.Duration // one hybrid HPKE seal of 32 bytes, MLKEM768-X25519, with key parsing
-	evaluate time.Duration // one decision of the shipped policy
-	append   time.Duration // one durable append of 4 KiB to a file, at 64 callers with group commit
-	fsync    time.Duration // wall clock of one write and fsync
+	verify, sign, seal, evaluate time.Duration
+	append                       time.Duration // of 64 at once
+	fsync                        time.Duration // wall clock of one write and fsync
 }
 
 // useFloor is the sum that a gated use is compared with.
@@ -34,87 +183,32 @@ func (p primitives) useFloor(call time.Duration) time.Duration {
 	return call + p.verify + p.evaluate + p.append
 }
 
-// floor is the sum that the broker is compared with: two bare calls and the primitives of one delivery.
-func (p primitives) floor(call time.Duration) time.Duration {
-	return 2*call + 2*p.verify + p.evaluate + p.seal + p.sign + 2*p.append
+// floor is the sum that a confirmed delivery is compared with; calls are the two bare ones.
+func (p primitives) floor(calls time.Duration) time.Duration {
+	return calls + 2*p.verify + p.evaluate + p.seal + p.sign + 2*p.append
 }
 
 func measurePrimitives(ctx context.Context, path string) (p primitives, err error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	w, err := newWork(ctx, path)
 	if err != nil {
 		return p, err
 	}
-	digest := sha256.Sum256([]byte("bench"))
-	signature, err := ecdsa.SignASN1(rand.Reader, key, digest[:])
-	if err != nil {
-		return p, err
-	}
-	p.verify = perOperation(2000, func() { ecdsa.VerifyASN1(&key.PublicKey, digest[:], signature) })
-	p.sign = perOperation(2000, func() { _, err = ecdsa.SignASN1(rand.Reader, key, digest[:]) })
-	if err != nil {
-		return p, err
-	}
-	recipient, err := envelope.GenerateRecipient(envelope.SuiteHybridX25519())
-	if err != nil {
-		return p, err
-	}
-	public := recipient.PublicKey()
-	p.seal = perOperation(500, func() {
-		var pk hpke.PublicKey
-		if pk, err = hpke.MLKEM768X25519().NewPublicKey(public); err == nil {
-			_, err = hpke.Seal(pk, hpke.SHAKE256(), hpke.AES256GCM(), digest[:], make([]byte, 32))
+	for _, m := range []struct {
+		n    int
+		into *time.Duration
+		f    func() error
+	}{{2000, &p.verify, w.verify}, {2000, &p.sign, w.sign}, {500, &p.seal, w.seal}, {3000, &p.evaluate, w.evaluate}} {
+		if *m.into, err = perOperation(m.n, m.f); err != nil {
+			return p, err
 		}
-	})
-	if err != nil {
-		return p, err
 	}
-	if p.evaluate, err = evaluation(ctx); err != nil {
-		return p, err
-	}
-	return p, appends(path, &p)
-}
-
-// evaluation measures one decision, engine and input included.
-func evaluation(ctx context.Context) (time.Duration, error) {
-	archive, err := policy.Pack(rego.Development())
-	if err != nil {
-		return 0, err
-	}
-	revision, err := policy.Load(ctx, archive, policy.Invariants{})
-	if err != nil {
-		return 0, err
-	}
-	engine := policy.NewEngine(policy.Config{})
-	defer engine.Close()
-	const id = "spiffe://dev.bulla.test/workload"
-	now := time.Now()
-	signals := policy.Signals{
-		Now: now.UnixMicro(), Action: policy.ActionDeliver,
-		Principal: policy.Principal{
-			ID: id, TrustDomain: "dev.bulla.test", Path: "/workload", Type: policy.TypeService, Level: policy.LevelBasic,
-			NotBefore: now.Add(-time.Minute).UnixMicro(), NotAfter: now.Add(time.Hour).UnixMicro(),
-		},
-		Resource:  policy.Resource{Kind: policy.KindSecret, Secret: &policy.Secret{Name: benchSecret, Exists: true, Class: "standard", Version: 1, Exposure: "open"}},
-		Network:   policy.Network{Peer: "127.0.0.1:1", TLSGroup: "X25519MLKEM768", PostQuantum: true},
-		Recipient: &policy.Recipient{Suite: int64(envelope.SuiteHybridX25519().Number())}, History: &policy.History{},
-	}
-	var last policy.Decision
-	cost := perOperation(3000, func() { last = engine.Decide(ctx, revision, signals) })
-	if last.Effect != policy.Permit {
-		return 0, errors.New("the shipped policy does not permit the delivery that is measured: " + last.Fault)
-	}
-	return cost, nil
+	return p, appends(w.journal.file, &p)
 }
 
 // appends measures durable appends to a bare file: alone for the wall clock, and shared by 64 callers for
 // the CPU.
-func appends(path string, p *primitives) error {
-	f, err := os.Create(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	record := bytes.Repeat([]byte{1}, 4096)
+func appends(f *os.File, p *primitives) error {
+	record := bytes.Repeat([]byte{1}, recordSize)
 	start := time.Now()
 	const alone = 200
 	for range alone {
@@ -131,11 +225,13 @@ func appends(path string, p *primitives) error {
 	for range rounds {
 		var wg sync.WaitGroup
 		var mu sync.Mutex
+		var err error
 		for range callers {
 			wg.Go(func() {
 				mu.Lock()
 				defer mu.Unlock()
-				_, err = f.Write(record)
+				_, writeErr := f.Write(record)
+				err = errors.Join(err, writeErr)
 			})
 		}
 		wg.Wait()
@@ -148,15 +244,18 @@ func appends(path string, p *primitives) error {
 }
 
 // perOperation is the CPU time of f, after a few calls to warm up.
-func perOperation(n int, f func()) time.Duration {
+func perOperation(n int, f func() error) (time.Duration, error) {
+	var errs error
 	for range n / 10 {
-		f()
+		errs = errors.Join(errs, f())
 	}
 	before := cpuOfSelf()
 	for range n {
-		f()
+		if err := f(); err != nil {
+			return 0, err
+		}
 	}
-	return (cpuOfSelf() - before) / time.Duration(n)
+	return (cpuOfSelf() - before) / time.Duration(n), errs
 }
 
 func cpuOfSelf() time.Duration {

@@ -18,23 +18,50 @@ import (
 )
 
 const (
-	echoMethod  = "/bulla.bench.Echo/Echo"
-	requestSize = 1700 // bytes: a signed request with a hybrid recipient key
-	replySize   = 4096 // bytes: an envelope with what stands beside it
+	bareMethods = "/bulla.bench.Bare/"
 	benchSecret = "demo/bench"
 	gatedSecret = "demo/bench-gated"
 )
 
-// echoService answers each request with replySize bytes.
-var echoService = grpc.ServiceDesc{
-	ServiceName: "bulla.bench.Echo", HandlerType: (*any)(nil),
-	Methods: []grpc.MethodDesc{{MethodName: "Echo", Handler: func(_ any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
+// bareCall is a call to the bare server, with messages of the size of the broker's.
+type bareCall struct {
+	method         string
+	request, reply int // bytes
+	do             func(*work) error
+}
+
+// The calls of the bare server: those of a delivery (an envelope with what stands beside it, and its receipt) and of a use,
+// with their work and without.
+var (
+	bareDeliver = bareCall{"Deliver", 1700, 4096, (*work).deliver}
+	bareReceive = bareCall{"Receive", 384, 64, (*work).receive}
+	bareUse     = bareCall{"Use", 256, 384, (*work).use}
+
+	idleDeliver, idleReceive, idleUse = bareDeliver.idle(), bareReceive.idle(), bareUse.idle()
+)
+
+// idle is the same call without the work.
+func (c bareCall) idle() bareCall {
+	c.method, c.do = "Idle"+c.method, func(*work) error { return nil }
+	return c
+}
+
+func (c bareCall) desc() grpc.MethodDesc {
+	return grpc.MethodDesc{MethodName: c.method, Handler: func(srv any, _ context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (any, error) {
 		in := new(wrapperspb.BytesValue)
 		if err := dec(in); err != nil {
 			return nil, err
 		}
-		return wrapperspb.Bytes(make([]byte, replySize)), nil
-	}}},
+		return wrapperspb.Bytes(make([]byte, c.reply)), c.do(srv.(*work))
+	}}
+}
+
+func bareService() *grpc.ServiceDesc {
+	d := &grpc.ServiceDesc{ServiceName: "bulla.bench.Bare", HandlerType: (*any)(nil)}
+	for _, c := range []bareCall{bareDeliver, bareReceive, bareUse, idleDeliver, idleReceive, idleUse} {
+		d.Methods = append(d.Methods, c.desc())
+	}
+	return d
 }
 
 // load is what one kind of call cost.
@@ -47,9 +74,10 @@ type load struct {
 
 // row is one number of callers.
 type row struct {
-	callers         int
-	deliver, simple load
-	use             load // of a gated session
+	callers      int
+	deliver, use load // of the broker; uses are of gated sessions
+	// Of the bare server: the calls of a delivery and of a use without work, and with it.
+	idleDeliver, idleUse, bareDeliver, bareUse load
 }
 
 // measure loads the broker and the bare server with the same number of callers, one after the other.
@@ -70,15 +98,37 @@ func measure(ctx context.Context, broker, bare *process, callers int, length tim
 		return row{}, err
 	}
 	defer src.Close()
-	conn, err := dialEcho(src, bare.addr)
+	conn, err := dialBare(src, bare.addr)
 	if err != nil {
 		return row{}, err
 	}
 	defer conn.Close()
-	r.simple, err = run(ctx, bare, callers, length, func(ctx context.Context) error {
-		return conn.Invoke(ctx, echoMethod, wrapperspb.Bytes(make([]byte, requestSize)), new(wrapperspb.BytesValue))
-	})
-	return r, err
+	for _, m := range []struct {
+		into  *load
+		calls []bareCall
+	}{
+		{&r.idleDeliver, []bareCall{idleDeliver, idleReceive}},
+		{&r.idleUse, []bareCall{idleUse}},
+		{&r.bareDeliver, []bareCall{bareDeliver, bareReceive}},
+		{&r.bareUse, []bareCall{bareUse}},
+	} {
+		if *m.into, err = run(ctx, bare, callers, length, bareCalls(conn, m.calls...)); err != nil {
+			return row{}, fmt.Errorf("bare server: %w", err)
+		}
+	}
+	return r, nil
+}
+
+// bareCalls gives a function that makes the calls one after the other.
+func bareCalls(conn *grpc.ClientConn, calls ...bareCall) func(context.Context) error {
+	return func(ctx context.Context) error {
+		for _, c := range calls {
+			if err := conn.Invoke(ctx, bareMethods+c.method, wrapperspb.Bytes(make([]byte, c.request)), new(wrapperspb.BytesValue)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
 }
 
 // measureBroker loads one broker with deliveries, and then with gated uses.

@@ -5,9 +5,12 @@
 //	go run ./test/bench -sessions 1000000       growth: a full store beside an empty one
 //	go run ./test/bench -clients 1000           memory: the broker with so many connections
 //
-// Three processes take part: a broker (`bulla dev`, the real program), a bare gRPC echo over the same mutual
+// Three processes take part: a broker (`bulla dev`, the real program), a bare gRPC server over the same mutual
 // TLS, and this one, which makes the load with the Go SDK. CPU is what the kernel accounted to the server's
 // process, so that the load's own work does not count.
+//
+// There are two floors. One is the sum of primitives, each measured over and over by itself, with warm caches. The
+// other is what the bare server takes for the same primitives in its handlers, under the same load.
 package main
 
 import (
@@ -24,7 +27,7 @@ import (
 	"time"
 )
 
-// roleEnv makes this program the echo server.
+// roleEnv makes this program the bare server.
 const roleEnv = "BULLA_BENCH_ECHO"
 
 func main() {
@@ -35,7 +38,7 @@ func main() {
 	binary := flag.String("bulla", "", "the bulla program; built from this checkout when empty")
 	flag.Parse()
 	if os.Getenv(roleEnv) != "" {
-		exit(echo())
+		exit(bare())
 	}
 	exit(bench(options{*binary, *callers, time.Duration(*seconds) * time.Second, *sessions, *clients}))
 }
@@ -89,7 +92,7 @@ func floors(ctx context.Context, binary, dir string, numbers []int, length time.
 		return err
 	}
 	defer func() { err = errors.Join(err, broker.stop()) }()
-	bare, err := startEcho(ctx, broker)
+	bare, err := startBare(ctx, broker)
 	if err != nil {
 		return err
 	}

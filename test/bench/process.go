@@ -108,8 +108,8 @@ func (p *process) stop() error {
 	return err
 }
 
-// startEcho starts this program once more, as the bare server.
-func startEcho(ctx context.Context, broker *process) (*process, error) {
+// startBare starts this program once more, as the bare server.
+func startBare(ctx context.Context, broker *process) (*process, error) {
 	env, err := broker.env("operator") // any identity of the trust domain will do
 	if err != nil {
 		return nil, err
@@ -126,13 +126,13 @@ func startEcho(ctx context.Context, broker *process) (*process, error) {
 	}
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
-		return nil, fmt.Errorf("the echo server did not start: %w", err)
+		return nil, fmt.Errorf("the bare server did not start: %w", err)
 	}
 	return &process{cmd: cmd, addr: strings.TrimSpace(line)}, nil
 }
 
-// echo is the bare server: the same TLS, the same gRPC options that matter, and no work.
-func echo() error {
+// bare is the bare server: the same TLS, the same gRPC options that matter, and no work but that of the primitives.
+func bare() error {
 	src, err := certs.Open(context.Background(), certs.Config{EndpointSocket: os.Getenv(roleEnv)})
 	if err != nil {
 		return err
@@ -142,8 +142,17 @@ func echo() error {
 	if err != nil {
 		return err
 	}
+	dir, err := os.MkdirTemp("", "bulla-bench-floor")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	w, err := newWork(context.Background(), filepath.Join(dir, "journal"))
+	if err != nil {
+		return err
+	}
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(certs.ServerTLS(src))), grpc.NumStreamWorkers(64))
-	s.RegisterService(&echoService, nil)
+	s.RegisterService(bareService(), w)
 	fmt.Println(l.Addr())
 	go func() {
 		// The parent's end is ours: it holds the other side of standard output's pipe.
@@ -155,8 +164,8 @@ func echo() error {
 	return s.Serve(l)
 }
 
-// dialEcho connects to the bare server as the workload.
-func dialEcho(src *certs.Source, addr string) (*grpc.ClientConn, error) {
+// dialBare connects to the bare server as the workload.
+func dialBare(src *certs.Source, addr string) (*grpc.ClientConn, error) {
 	id := spiffeid.RequireFromString("spiffe://dev.bulla.test/operator")
 	return grpc.NewClient("passthrough:///"+addr, grpc.WithTransportCredentials(credentials.NewTLS(certs.ClientTLS(src, id))))
 }
