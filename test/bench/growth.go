@@ -23,58 +23,73 @@ import (
 )
 
 const (
-	grownSecrets    = 10_000
-	grownGrants     = 10_000
+	grownOthers     = 10_000 // secrets, and grants; no more than sessions
 	grownPrincipals = 1000
 	growthCallers   = 8
 	growthRounds    = 5
 )
 
-// growth compares a broker with an empty store and one with many sessions, 10,000 secrets and 10,000 grants. Both run at
+// grown is what a broker with an empty store took, and one with a full one.
+type grown struct {
+	sessions      int
+	filled        time.Duration
+	names         [2]string
+	ready         [2]time.Duration
+	rows          [2]row // medians
+	resident      [2]int64
+	rounds, calls int
+}
+
+// growth compares a broker with an empty store and one with many sessions, secrets and grants. Both run at
 // the same time and are loaded in turn, so that what else the machine does falls on both; the medians count.
-func growth(ctx context.Context, binary, dir string, sessions int, length time.Duration, w io.Writer) (err error) {
+func growth(ctx context.Context, binary, dir string, sessions, rounds int, length time.Duration) (g grown, err error) {
+	g = grown{sessions: sessions, names: [2]string{"empty", "full"}, rounds: rounds, calls: growthCallers}
 	empty, err := startBroker(ctx, binary, filepath.Join(dir, "empty"))
 	if err != nil {
-		return err
+		return g, err
 	}
 	defer func() { err = errors.Join(err, empty.stop()) }()
 	full, filled, err := startFull(ctx, binary, filepath.Join(dir, "full"), sessions)
 	if err != nil {
-		return err
+		return g, err
 	}
 	defer func() { err = errors.Join(err, full.stop()) }()
-	if err := errors.Join(putSecret(ctx, empty), putSecret(ctx, full)); err != nil {
-		return err
-	}
-	var small, large []row
-	for range growthRounds {
-		for _, side := range []struct {
-			broker *process
-			rows   *[]row
-		}{{empty, &small}, {full, &large}} {
-			r, err := measureBroker(ctx, side.broker, growthCallers, length)
-			if err != nil {
-				return err
-			}
-			*side.rows = append(*side.rows, r)
+	g.filled = filled
+	brokers, rows := [2]*process{empty, full}, [2][]row{}
+	for i, p := range brokers {
+		g.ready[i] = p.ready
+		if err := putSecret(ctx, p); err != nil {
+			return g, err
 		}
 	}
-	fmt.Fprintf(w, "growth: %d sessions, %d secrets, %d grants; filled in %s; %d callers, medians of %d rounds\n\n",
-		sessions, grownSecrets, grownGrants, filled.Round(time.Second), growthCallers, growthRounds)
+	for range rounds {
+		for i, p := range brokers {
+			r, err := measureBroker(ctx, p, growthCallers, length)
+			if err != nil {
+				return g, err
+			}
+			rows[i] = append(rows[i], r)
+		}
+	}
+	for i, p := range brokers {
+		g.rows[i], g.resident[i] = middle(rows[i]), p.resident()
+	}
+	return g, nil
+}
+
+func (g grown) print(w io.Writer) {
+	fmt.Fprintf(w, "%d sessions, %d secrets, %d grants, filled in %s; %d callers, medians of %d rounds\n\n",
+		g.sessions, others(g.sessions), others(g.sessions), g.filled.Round(time.Second), g.calls, g.rounds)
 	out := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(out, "store\tready after\tdelivery p50\tCPU\tgated use p50\tCPU\tresident")
-	a, b := middle(small), middle(large)
-	for _, r := range []struct {
-		name string
-		p    *process
-		row
-	}{{"empty", empty, a}, {"full", full, b}} {
-		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%d MiB\n", r.name, short(r.p.ready), short(r.deliver.p50), short(r.deliver.cpu), short(r.use.p50),
-			short(r.use.cpu), r.p.resident()>>20)
+	for i, r := range g.rows {
+		fmt.Fprintf(out, "%s\t%s\t%s\t%s\t%s\t%s\t%d MiB\n", g.names[i], short(g.ready[i]), short(r.deliver.p50), short(r.deliver.cpu), short(r.use.p50),
+			short(r.use.cpu), g.resident[i]>>20)
 	}
+	a, b := g.rows[0], g.rows[1]
 	fmt.Fprintf(out, "ratio\t\t%.2f\t%.2f\t%.2f\t%.2f\n", ratio(b.deliver.p50, a.deliver.p50), ratio(b.deliver.cpu, a.deliver.cpu),
 		ratio(b.use.p50, a.use.p50), ratio(b.use.cpu, a.use.cpu))
-	return out.Flush()
+	_ = out.Flush() // to the terminal: nothing to do about it
 }
 
 // middle takes the median of each figure for itself.
@@ -103,7 +118,7 @@ func startFull(ctx context.Context, binary, dir string, sessions int) (*process,
 		return nil, 0, err
 	}
 	start := time.Now()
-	if err := errors.Join(fill(ctx, filepath.Join(dir, "broker", "ledger.db"), sessions), grant(filepath.Join(dir, "policy", "data", "grants.yaml"))); err != nil {
+	if err := errors.Join(fill(ctx, filepath.Join(dir, "broker", "ledger.db"), sessions), grant(filepath.Join(dir, "policy", "data", "grants.yaml"), others(sessions))); err != nil {
 		return nil, 0, fmt.Errorf("fill the store: %w", err)
 	}
 	filled := time.Since(start)
@@ -117,10 +132,13 @@ func startFull(ctx context.Context, binary, dir string, sessions int) (*process,
 	return p, filled, err
 }
 
+// others is how many secrets and grants there are beside the sessions.
+func others(sessions int) int { return min(sessions, grownOthers) }
+
 // grant adds grants for principals that never call.
-func grant(path string) error {
+func grant(path string, n int) error {
 	var b strings.Builder
-	for i := range grownGrants {
+	for i := range n {
 		fmt.Fprintf(&b, "spiffe://dev.bulla.test/app/%d: {read: {app/%d/: true}, devices: [\"*\"]}\n", i, i)
 	}
 	f, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
@@ -145,7 +163,7 @@ func fill(ctx context.Context, path string, sessions int) error {
 		return err
 	}
 	defer func() { _ = tx.Rollback() }()
-	if err := fillSecrets(ctx, tx); err != nil {
+	if err := fillSecrets(ctx, tx, others(sessions)); err != nil {
 		return err
 	}
 	if err := fillSessions(ctx, tx, sessions); err != nil {
@@ -154,13 +172,13 @@ func fill(ctx context.Context, path string, sessions int) error {
 	return tx.Commit()
 }
 
-func fillSecrets(ctx context.Context, tx *sql.Tx) error {
+func fillSecrets(ctx context.Context, tx *sql.Tx, n int) error {
 	put, err := tx.PrepareContext(ctx, "INSERT INTO states (kind, key, seq, value) VALUES ('secret', ?, 1, ?)")
 	if err != nil {
 		return err
 	}
 	defer put.Close()
-	for i := range grownSecrets {
+	for i := range n {
 		name := secretName(i)
 		value, err := event.Marshal(ledger.Secret{Name: name, Class: "standard", Versions: []ledger.SecretVersion{{
 			Version: 1, Stage: secret.StageCurrent, RecordID: event.NewID(time.Now()), Class: "standard", Owner: "spiffe://dev.bulla.test/operator",
@@ -201,7 +219,7 @@ func fillSessions(ctx context.Context, tx *sql.Tx, sessions int) error {
 		at := issued.Add(time.Duration(i) * time.Microsecond)
 		s := session.Session{
 			ID: event.NewID(at), State: session.Confirmed, RequestID: event.NewID(at).String(), Principal: fmt.Sprintf("spiffe://dev.bulla.test/app/%d", i%grownPrincipals),
-			Instance: "QvM2CwHvQ7F3oqHkR0TjZrR8yQ8X1mC2nJ5wq7sYfGk", Secret: secretName(i * 7919 % grownSecrets), Version: 1, Class: "standard", Grade: "open",
+			Instance: "QvM2CwHvQ7F3oqHkR0TjZrR8yQ8X1mC2nJ5wq7sYfGk", Secret: secretName(i * 7919 % others(sessions)), Version: 1, Class: "standard", Grade: "open",
 			Suite: "HPKE-9-KE", KeyID: "filled", EnvelopeDigest: event.Digest{1}, ReceiptLock: event.Digest{2}, Issued: event.NewTime(at),
 			Expires: event.NewTime(at.Add(24 * time.Hour)), ConfirmedAt: event.NewTime(at), Revision: event.Digest{3},
 		}

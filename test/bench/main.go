@@ -78,7 +78,11 @@ func bench(o options) (err error) {
 	defer cancel()
 	switch {
 	case o.sessions > 0:
-		return growth(ctx, o.binary, dir, o.sessions, o.length, os.Stdout)
+		g, err := growth(ctx, o.binary, dir, o.sessions, growthRounds, o.length)
+		if err == nil {
+			g.print(os.Stdout)
+		}
+		return err
 	case o.clients > 0:
 		return connections(ctx, o.binary, dir, o.clients, os.Stdout)
 	}
