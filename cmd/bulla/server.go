@@ -6,9 +6,9 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"runtime"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 
