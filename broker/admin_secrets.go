@@ -42,23 +42,27 @@ func (s secrets) PutSecret(ctx context.Context, in *bullav1.PutSecretRequest) (*
 		return nil, wrong("the request id is not a UUID of version 7")
 	}
 	return twice(func() (*bullav1.PutSecretReply, error) {
-		return s.put(ctx, name, in.GetClass(), value, in.GetRequestId())
+		return s.put(ctx, name, in, value)
 	})
 }
 
-func (s secrets) put(ctx context.Context, name secret.Name, class string, value secret.Bytes, requestID string) (*bullav1.PutSecretReply, error) {
-	op, t, parsed, err := s.authorisePut(ctx, name, class, func(target) secret.Type { return secret.TypeOpaque })
+func (s secrets) put(ctx context.Context, name secret.Name, in *bullav1.PutSecretRequest, value secret.Bytes) (*bullav1.PutSecretReply, error) {
+	op, t, parsed, err := s.authorisePut(ctx, name, in.GetClass(), func(target) secret.Type { return secret.TypeOpaque })
 	if err != nil {
 		return nil, err
 	}
-	commit, reply, err := s.putCommit(op, t, parsed, made{value: value, kind: secret.TypeOpaque})
+	shared, err := sourceSplit(op, name, value, in.GetSplitBinding())
+	if err != nil {
+		return nil, err
+	}
+	commit, reply, err := s.putCommit(op, t, parsed, made{value: value, kind: secret.TypeOpaque, split: shared})
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	// The keyed hash says whether a retry brings the same value, and tells a reader of the store nothing.
 	digest := sha256.Sum256(value.Expose())
 	owner := s.ring.NameHash("put\x00" + name.String() + "\x00" + parsed.String() + "\x00" + string(digest[:]))
-	return commitPut(ctx, s, op, commit, ledger.Request{Key: "put/" + op.id.String() + "/" + requestID, Owner: owner}, reply)
+	return commitPut(ctx, s, op, commit, ledger.Request{Key: "put/" + op.id.String() + "/" + in.GetRequestId(), Owner: owner}, reply)
 }
 
 // authorisePut asks policy for a new version of a secret. Without a class it keeps the one that it has.
@@ -136,7 +140,8 @@ func putBefore[R any, P interface {
 type made struct {
 	value  secret.Bytes
 	kind   secret.Type
-	public []byte // JWK of a signature key
+	public []byte             // JWK of a signature key
+	split  *event.SourceSplit // nil: the broker can read the value
 }
 
 // putCommit seals the value and describes the change.
@@ -156,7 +161,7 @@ func (s secrets) putCommit(op operation, t target, class secret.Class, content m
 	return ledger.Commit{
 		Event: event.New(op.now, op.id.String(), event.SecretPut{
 			Name: t.name, Class: class.String(), Version: version.Version, RecordID: version.RecordID, Owner: version.Owner,
-			Policy: version.Policy, CiphertextDigest: digest, By: op.by(), Type: version.Type, PublicKey: content.public,
+			Policy: version.Policy, CiphertextDigest: digest, By: op.by(), Type: version.Type, PublicKey: content.public, Split: content.split,
 		}),
 		Require: []ledger.Precondition{op.permit.active.unchanged(), t.unchanged()},
 		Blob:    &ledger.Blob{Key: ledger.SecretBlob(version.RecordID), Data: sealed, Digest: digest},

@@ -124,6 +124,10 @@ type Broker struct {
 
 	activeMu sync.Mutex // guards active
 	active   *active
+
+	roundsMu    sync.Mutex // guards what follows
+	roundsDue   time.Time  // when the next round may be over
+	roundsAfter string     // no round up to this id lives
 }
 
 // active is the revision that decides, ready to use.

@@ -45,7 +45,7 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 	if err != nil {
 		return err
 	}
-	in := instance{thumbprint: proof.Thumbprint(binding.InstanceKey), public: binding.InstanceKey, spki: spki, notAfter: binding.NotAfter}
+	in := instance{thumbprint: proof.Thumbprint(binding.InstanceKey), public: binding.InstanceKey, spki: spki, notAfter: binding.NotAfter, binding: encoded}
 	digest := sha256.Sum256(encoded)
 	if !b.bindings.known(digest) {
 		if !b.limits.bind(who.id.String(), now) {

@@ -31,6 +31,7 @@ type instance struct {
 	public     *ecdsa.PublicKey
 	spki       []byte
 	notAfter   time.Time
+	binding    []byte // the SVID's word, as evidence for others
 }
 
 // conn is what the broker knows about one TLS connection. It is the connection's gRPC AuthInfo, so that

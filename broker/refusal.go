@@ -28,6 +28,7 @@ const (
 	checkLedger      = "ledger"
 	checkGrade       = "grade"
 	checkFactor      = "factor"
+	checkRound       = "round"
 )
 
 // constantDenial is all that a caller whom no grant covers is told, besides a support id: the same for a

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
-	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
@@ -69,6 +68,9 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
+	if verdict, err = b.approved(ctx, now, who, target, verdict); err != nil { // with what others said to this request
+		return nil, err
+	}
 	permit, denied := verdict.permit()
 	if denied != nil {
 		if reply, err := b.answered(ctx, now, who, asked, verdict, active); reply != nil || err != nil { // permitted before
@@ -85,6 +87,9 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	defer value.Zero()
+	if unmet := terms.divisible(value); unmet != "" {
+		return nil, b.unmet(ctx, now, who, permit, unmet)
+	}
 	sealed, err := b.seal(now, who, asked, device, target, terms, value)
 	if err != nil {
 		return nil, err
@@ -94,7 +99,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 
 // issue commits the delivery and makes the reply. The ledger refuses it when the revision, the secret, the
 // device or the appraisal is not what the decision saw, or a limit is reached.
-func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked ask, device device, target target, terms terms, sealed envelope.Sealed) (*bullav1.DeliverReply, error) {
+func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked ask, device device, target target, terms terms, sealed sealed) (*bullav1.DeliverReply, error) {
 	session, _ := event.ParseID(sealed.Context.Session) // made by seal
 	reply := &bullav1.DeliverReply{
 		Envelope: sealed.Bytes, SessionId: sealed.Context.Session, Risk: riskReply(terms.decision.Risk),
@@ -109,7 +114,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
 		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, Offline: terms.offline, InHardware: terms.signals.Recipient.InHardware,
 		Place: eventPlace(terms.signals.Place), Places: terms.places,
-		Decision: terms.record(who.id),
+		Decision: terms.record(who.id), Custody: sealed.custody(), Approval: terms.consumes(who.id),
 	})
 	reply.EventId = issued.ID.String()
 	stored, err := proto.Marshal(reply)
@@ -120,7 +125,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		Event:    issued,
 		Reply:    event.Digest(sealed.Digest),
 		Require:  slices.Concat([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged(), terms.said.unchanged()),
-		Counters: terms.counters,
+		Counters: terms.counters, Blob: sealed.blob(),
 		Request: &ledger.Request{
 			Key: requestKey(who), Owner: requestOwner(who), Reply: stored, Expires: terms.expires, Session: session,
 		},
@@ -138,6 +143,9 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	}
 	if err != nil {
 		return nil, err
+	}
+	if sealed.dealt != nil {
+		b.expireAt(sealed.dealt.custody.Expires.Time())
 	}
 	b.history.delivered(who.caller.id.String(), asked.name.String())
 	b.travels.arrived(terms.signals)

@@ -60,6 +60,7 @@ func (b *Broker) GRPC() *grpc.Server {
 		grpc.WaitForHandlers(true), // what they use is closed after Stop
 	)
 	bullav1.RegisterBrokerServer(s, b)
+	bullav1.RegisterRoundsServer(s, rounds{Broker: b})
 	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
 	bullav1.RegisterSessionsServer(s, sessions{Broker: b})
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})

@@ -252,32 +252,40 @@ func secretAAD(name string, v ledger.SecretVersion) keyring.SecretAAD {
 }
 
 // seal makes the envelope. It takes terms, which only a permit gives.
-func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target, terms terms, value secret.Bytes) (envelope.Sealed, error) {
+func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target, terms terms, value secret.Bytes) (sealed, error) {
 	model, err := parseDigest(terms.decision.ModelDigest)
 	if err != nil {
-		return envelope.Sealed{}, err
+		return sealed{}, err
 	}
 	var attestation envelope.Digest
 	if len(d.encoded) > 0 {
 		attestation = envelope.DigestOf(d.encoded)
 	}
 	session := event.NewID(now).String()
+	value, dealt, err := b.deal(now, who, session, t, terms, value) // split, where others have to take part
+	if err != nil {
+		return sealed{}, err
+	}
+	var manifest envelope.Digest
+	if dealt != nil {
+		manifest = dealt.manifest
+	}
 	switch terms.grade {
 	case envelope.GradeProxied:
 		if value, err = described(t, value); err != nil { // nothing else of it is sealed
-			return envelope.Sealed{}, err
+			return sealed{}, err
 		}
 	case envelope.GradeGated:
 		shares, err := b.epochs.Shares(now, terms.epoch, session)
 		if err != nil {
-			return envelope.Sealed{}, err
+			return sealed{}, err
 		}
 		if value, err = envelope.Gate(value, session, terms.uses, func(number uint32) envelope.Share { return shares(number) }); err != nil {
-			return envelope.Sealed{}, err
+			return sealed{}, err
 		}
 		defer value.Zero()
 	}
-	return envelope.Seal(envelope.SealInput{
+	out, err := envelope.Seal(envelope.SealInput{
 		Recipient: asked.recipient, Secret: value,
 		Context: envelope.Context{
 			Session: session, Request: who.id, Issuer: b.id.String(), Subject: who.caller.id.String(),
@@ -285,9 +293,10 @@ func (b *Broker) seal(now time.Time, who request, asked ask, d device, t target,
 			SecretVersion: uint64(t.version.Version), IssuedAt: now.Unix(), NotBefore: now.Unix(), Expires: terms.expires.Unix(),
 			Grade: terms.grade, Uses: uint64(terms.uses), UsesEnforcedBy: terms.enforcer(), Offline: uint64(terms.offline), Places: terms.places,
 			Revision: envelope.Digest(terms.active.digest), RiskScore: terms.decision.Risk.Score, RiskModel: model,
-			Attestation: attestation, Channel: who.conn.exporter, LogOrigin: b.origin,
+			Attestation: attestation, Channel: who.conn.exporter, LogOrigin: b.origin, Split: manifest,
 		},
 	}, b.signer)
+	return sealed{out, dealt}, err
 }
 
 // strictProto unmarshals a message and refuses fields that it does not know.

@@ -55,6 +55,9 @@ func (b *Broker) Sweep(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := b.sweepRounds(ctx, now); err != nil {
+		return err
+	}
 	return b.recordRefusals(ctx, now, false)
 }
 

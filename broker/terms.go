@@ -11,6 +11,7 @@ import (
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/keyring/epoch"
 	"github.com/bulla-project/bulla/ledger"
+	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/risk"
 )
@@ -30,6 +31,7 @@ type terms struct {
 	epoch     string    // of the use shares, at grade gated
 	offline   uint32    // of the uses, those that may be fetched ahead
 	counters  []ledger.Counter
+	custody   *event.Split // who has to take part before it can be read; nil: nobody
 }
 
 // enforcer is who counts the uses.
@@ -76,7 +78,11 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	case o.ForwardSecrecy != nil && d.result.Keys.RecipientInHardware && hardwareRecipient(d, asked):
 		return terms{}, "the policy demands a fresh recipient key, and this one lives in hardware"
 	}
-	t = terms{permit: p, grade: grade, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
+	custody, unmet := p.custody(target, grade)
+	if unmet != "" {
+		return terms{}, unmet
+	}
+	t = terms{permit: p, custody: custody, grade: grade, expires: expiry(now, o.TimeBound.TTLSeconds, asked.ttl), uses: asked.maxUses}
 	if o.UsageLimit != nil && (t.uses == 0 || int64(t.uses) > o.UsageLimit.MaxUses) {
 		t.uses = uint32(min(o.UsageLimit.MaxUses, 1<<31))
 	}
@@ -99,6 +105,9 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 		}
 	}
 	t.counters = p.rate(now)
+	if custody != nil {
+		t.counters = append(t.counters, roundCounter(p.signals.Principal.ID, now))
+	}
 	if o.ForwardSecrecy != nil {
 		t.counters = append(t.counters, ledger.Counter{
 			Key: "recipient/" + asked.recipient.Digest().String(), Window: time.Unix(0, 0), Length: now.Add(freshFor).Sub(time.Unix(0, 0)), Max: 1,
@@ -134,6 +143,7 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 		{"forward_secrecy", o.ForwardSecrecy != nil, gradeOf(o.ForwardSecrecy, func(v *policy.ForwardSecrecy) policy.Grade { return v.Grade })},
 		{"quantum_resistant", o.QuantumResistant != nil, gradeOf(o.QuantumResistant, func(v *policy.QuantumResistant) policy.Grade { return v.Grade })},
 		{"geo_restriction", o.GeoRestriction != nil, gradeOf(o.GeoRestriction, func(v *policy.GeoRestriction) policy.Grade { return v.Grade })},
+		{"split_knowledge", o.SplitKnowledge != nil, gradeOf(o.SplitKnowledge, func(v *policy.SplitKnowledge) policy.Grade { return v.Grade })},
 		{"receipt_required", o.ReceiptRequired != nil, gradeOf(o.ReceiptRequired, func(v *policy.ReceiptRequired) policy.Grade { return v.Grade })},
 	}
 	grade = envelope.GradeOpen
@@ -147,9 +157,6 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 		default:
 			return "", fmt.Sprintf("the policy demands %s at grade %s, which this broker can't enforce: it delivers at grade open, gated or proxied", g.name, g.grade)
 		}
-	}
-	if o.SplitKnowledge != nil {
-		return "", "the policy demands split_knowledge, which this broker can't enforce"
 	}
 	return grade, ""
 }

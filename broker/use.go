@@ -84,6 +84,9 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 	if err != nil {
 		return nil, err
 	}
+	if verdict, err = b.stillApproved(ctx, s.Approval, verdict); err != nil { // with what others said to the delivery
+		return nil, err
+	}
 	permit, denied := verdict.permit()
 	unmet := ""
 	if denied == nil {
@@ -195,6 +198,8 @@ func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet s
 		return "the policy demands a post-quantum suite by now: get the secret again with HPKE-9-KE or HPKE-8-KE"
 	case o.ForwardSecrecy != nil && s.InHardware:
 		return "the policy demands a fresh recipient key by now, and that of the session lives in hardware"
+	case o.SplitKnowledge != nil && !covers(s.Split, o.SplitKnowledge):
+		return "the policy demands split_knowledge by now, or of other holders: get the secret again"
 	}
 	return ""
 }

@@ -124,7 +124,7 @@ func (s *Secret) openOffline() (secret.Bytes, bool) {
 	a := s.ahead[last]
 	s.ahead[last] = shareAhead{}
 	s.ahead = s.ahead[:last]
-	plain, err := s.gated.Open(a.number, a.share)
+	plain, err := s.ungate(a.number, a.share)
 	clear(a.share[:])
 	if err != nil {
 		return secret.Bytes{}, false

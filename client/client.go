@@ -86,8 +86,10 @@ type Config struct {
 	LogKey proofs.Key
 	// ConnectTimeout limits the wait for the Workload API, and for a connection; 0: 3 s.
 	ConnectTimeout time.Duration
-	Now            func() time.Time // nil: time.Now
-	Log            *slog.Logger     // nil: silent
+	// OnRound, if set, is told how a round stands for which Get waits, whenever that changes.
+	OnRound func(RoundProgress)
+	Now     func() time.Time // nil: time.Now
+	Log     *slog.Logger     // nil: silent
 }
 
 // FromEnvironment returns the configuration that the environment describes. It does not check it.
@@ -107,6 +109,7 @@ type Client struct {
 	conn     *grpc.ClientConn
 	broker   bullav1.BrokerClient
 	audit    bullav1.AuditClient
+	rounds   bullav1.RoundsClient
 	wire     *wire
 
 	instance   crypto.Signer
@@ -189,7 +192,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 	if err != nil {
 		return fmt.Errorf("%w: broker address %q: %w", ErrConfig, c.cfg.Address, err)
 	}
-	c.broker, c.audit = bullav1.NewBrokerClient(c.conn), bullav1.NewAuditClient(c.conn)
+	c.broker, c.audit, c.rounds = bullav1.NewBrokerClient(c.conn), bullav1.NewAuditClient(c.conn), bullav1.NewRoundsClient(c.conn)
 	c.run, c.stop = context.WithCancel(context.Background())
 	return nil
 }

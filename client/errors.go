@@ -113,6 +113,12 @@ func (r *Refusal) attestable(kind string) bool {
 	return false
 }
 
+// approvable says whether approvals, and nothing else, would satisfy the policy.
+func (r *Refusal) approvable() bool {
+	var want requirement
+	return r.Decision == "STEP_UP" && json.Unmarshal(r.Requires, &want) == nil && want.Approval != nil && want.Factor == nil && want.Attestation == nil
+}
+
 // FromStatus makes a Refusal of a gRPC error, or returns err where it is none. Conn's services give such
 // errors.
 func FromStatus(err error) error {

@@ -44,29 +44,49 @@ func WithUses(n uint32) GetOption {
 }
 
 // Get delivers a secret: it asks for it, attests the device and asks once more if the policy wants that,
-// opens the envelope and hands in the receipt. A receipt that could not be handed in gives the secret
+// opens the envelope and hands in the receipt. Where other people have to take part it waits for them, as long as
+// ctx lets it: see Config.OnRound. A receipt that could not be handed in gives the secret
 // together with ErrReceipt, unless the policy demands the receipt: then there is no secret.
 func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secret, error) {
 	parsed, err := secret.ParseName(name)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	s, err := c.deliver(ctx, parsed, opts)
-	var refused *Refusal
-	if !errors.As(err, &refused) {
-		return s, err
+	q, err := c.question(parsed, opts)
+	if err != nil {
+		return nil, err
 	}
-	factors, more, failed := c.satisfy(ctx, refused)
-	switch {
-	case failed != nil:
-		return nil, fmt.Errorf("get %s: %w", name, failed)
-	case !more:
-		return s, err
+	satisfied, approved := false, false
+	for {
+		s, err := c.deliver(ctx, q)
+		var refused *Refusal
+		if s != nil || !errors.As(err, &refused) {
+			return s, err
+		}
+		if !approved && refused.approvable() {
+			if err := c.awaitApproval(ctx, q); err != nil {
+				return nil, err
+			}
+			satisfied, approved = false, true // an attestation may have become too old meanwhile
+			continue
+		}
+		if satisfied {
+			return nil, err
+		}
+		factors, more, failed := c.satisfy(ctx, refused)
+		switch {
+		case failed != nil:
+			return nil, fmt.Errorf("get %s: %w", name, failed)
+		case !more:
+			return nil, err
+		}
+		satisfied = true
+		if !approved { // the key may be another one now; approvals are for the one that they were asked for
+			if q, err = c.question(parsed, append(opts[:len(opts):len(opts)], withFactors(factors))); err != nil {
+				return nil, err
+			}
+		}
 	}
-	if s, err = c.deliver(ctx, parsed, append(opts[:len(opts):len(opts)], withFactors(factors))); s != nil {
-		s.shows = len(factors) > 0
-	}
-	return s, err
 }
 
 // withFactors shows tokens.
@@ -75,21 +95,13 @@ func withFactors(factors []*bullav1.Factor) GetOption {
 }
 
 // deliver asks once (with the retries of one request), opens and acknowledges.
-func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption) (*Secret, error) {
-	recipient, err := c.recipientKey()
-	if err != nil {
-		return nil, err
-	}
-	ask := &bullav1.DeliverRequest{Name: name.String(), Suite: recipient.Suite().String(), RecipientKey: recipient.PublicKey()}
-	for _, o := range opts {
-		o(ask)
-	}
-	req := &sent{id: newRequestID(c)}
+func (c *Client) deliver(ctx context.Context, q *question) (*Secret, error) {
+	ask, req := q.ask, q.req
 	reply, err := call(ctx, c, bullav1.Broker_Deliver_FullMethodName, req, fixed(ask), c.broker.Deliver)
 	if err != nil {
 		return nil, err
 	}
-	opened, err := c.openEnvelope(reply, req, recipient)
+	opened, err := c.openEnvelope(reply, req, q.recipient)
 	if err != nil {
 		return nil, err
 	}
@@ -105,17 +117,24 @@ func (c *Client) deliver(ctx context.Context, name secret.Name, opts []GetOption
 		opened.Wipe()
 		return nil, err
 	}
-	s, err := c.newSecret(name, reply, opened)
+	s, err := c.newSecret(q.name, reply, opened)
 	if err != nil {
 		opened.Wipe()
 		return nil, err
 	}
-	if err := c.acknowledge(ctx, s, opened); err != nil {
-		if reply.GetReceiptRequired() {
+	late := c.acknowledge(ctx, s, opened)
+	if late != nil && reply.GetReceiptRequired() {
+		s.zero()
+		return nil, fmt.Errorf("%w, and the policy demands it: %w", ErrReceipt, late)
+	}
+	if !opened.Context.Split.IsZero() {
+		if err := c.finishSplit(ctx, s, q); err != nil {
 			s.zero()
-			return nil, fmt.Errorf("%w, and the policy demands it: %w", ErrReceipt, err)
+			return nil, fmt.Errorf("collect the shares of %s: %w", q.name, err)
 		}
-		return s, fmt.Errorf("%w: %w", ErrReceipt, err)
+	}
+	if late != nil {
+		return s, fmt.Errorf("%w: %w", ErrReceipt, late)
 	}
 	return s, nil
 }

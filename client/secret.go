@@ -58,6 +58,7 @@ type Secret struct {
 	mu      sync.Mutex // guards what follows
 	value   secret.Bytes
 	gated   *envelope.Gated // nil: value is the plaintext
+	key     secret.Bytes    // of a split, at grade gated: what the gate gives is a package
 	counted bool
 	left    uint32
 	taken   uint32     // shares that were asked for, at grade gated
@@ -144,6 +145,7 @@ func (s *Secret) zero() {
 	clear(s.ahead)
 	s.ahead = nil
 	s.value.Zero()
+	s.key.Zero()
 	s.opened.Wipe()
 }
 

@@ -126,7 +126,7 @@ func (s *Secret) openWith(number uint32, reply *bullav1.UseReply) (secret.Bytes,
 	if s.closed {
 		return secret.Bytes{}, fmt.Errorf("%w: it was closed", ErrEnded)
 	}
-	plain, err := s.gated.Open(number, envelope.Share(reply.GetShare()))
+	plain, err := s.ungate(number, envelope.Share(reply.GetShare()))
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("%w: %w", ErrVerification, err)
 	}

@@ -36,8 +36,8 @@ const (
 )
 
 // Context is what stands on an envelope in the clear: signed, bound into the encryption, and written to the log.
-// Its JSON form has the fields in this order, without white space, all of them but an offline of 0; nothing else is
-// accepted.
+// Its JSON form has the fields in this order, without white space, all of them but an offline of 0 and an
+// absent split; nothing else is accepted.
 type Context struct {
 	Version        string   `json:"v"`                 // LabelContext; Seal fills it in
 	Session        string   `json:"sid"`               // session id
@@ -64,6 +64,8 @@ type Context struct {
 	ReceiptLock    Digest   `json:"lock"`              // SHA-256(r); Seal fills it in
 	LogOrigin      string   `json:"log"`               // origin of the log that holds the event
 	Suite          uint64   `json:"hs"`                // Suite.Number; Seal fills it in
+
+	Split Digest `json:"split,omitzero"` // of the share manifest; absent where nobody else has to take part
 }
 
 // Validate reports everything that is wrong with the context. Each fault wraps [ErrInvalid].

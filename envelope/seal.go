@@ -43,6 +43,9 @@ func NewSigner(kid string, key crypto.Signer) (*Signer, error) {
 // Key returns the public half, for the key set.
 func (s *Signer) Key() Key { return Key{ID: s.kid, Public: s.pub} }
 
+// Sign signs a message of another purpose, which starts with a label of its own, with the signing key.
+func (s *Signer) Sign(message []byte) ([]byte, error) { return proof.SignES256(s.key, message) }
+
 // SealInput is what goes into an envelope. Seal neither changes nor keeps any of it.
 type SealInput struct {
 	Recipient RecipientKey // parsed once, since a hybrid key takes 30 µs

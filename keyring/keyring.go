@@ -75,6 +75,7 @@ const (
 	PurposeSecret    Purpose = iota + 1 // the value of a secret version
 	PurposeEventBody                    // the body of an event that concerns no subject
 	PurposeKey                          // a private key of the broker
+	PurposeShare                        // a holder's share that waits for it
 	purposeSubjectKey
 	purposeEnd
 )
@@ -88,6 +89,8 @@ func (p Purpose) label() string {
 		return "bulla-event-body/v1"
 	case PurposeKey:
 		return "bulla-key/v1"
+	case PurposeShare:
+		return "bulla-round-share/v1"
 	case purposeSubjectKey:
 		return "bulla-subject-key/v1"
 	}

@@ -129,7 +129,7 @@ func TestOpenRefusesEveryAlteration(t *testing.T) {
 
 func TestZeroPurposePanics(t *testing.T) {
 	r, _ := newRing(t)
-	for _, p := range []keyring.Purpose{0, 5, 255} {
+	for _, p := range []keyring.Purpose{0, 6, 255} {
 		func() {
 			defer func() {
 				if recover() == nil {

@@ -56,6 +56,18 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.sessions(b.Sessions, ev)
 	case event.SessionsUnconfirmed:
 		return p.sessions(b.Sessions, ev)
+	case event.RoundOpened:
+		return p.roundOpened(ev)
+	case event.ShareIssued:
+		return p.round(b.Round, ev)
+	case event.RoundApproved:
+		return p.round(b.Round, ev)
+	case event.RoundRejected:
+		return p.round(b.Round, ev)
+	case event.RoundClosed:
+		return p.round(b.Round, ev)
+	case event.RoundExpired:
+		return p.round(b.Round, ev)
 	case event.DeviceEnrolled:
 		return p.deviceEnrolled(b)
 	case event.DeviceRevoked:
@@ -146,11 +158,20 @@ func (p projection) secretPut(b event.SecretPut) error {
 	s.Versions = append(s.Versions, SecretVersion{
 		Version: b.Version, Stage: secret.StageCurrent, RecordID: b.RecordID, Class: b.Class,
 		Owner: b.Owner, Policy: b.Policy, CiphertextDigest: b.CiphertextDigest, Created: p.time, Type: b.Type, PublicKey: b.PublicKey,
+		Split: splitOf(b),
 	})
 	if n := len(s.Versions) - keptVersions; n > 0 {
 		s.Versions = s.Versions[n:]
 	}
 	return put(p, KindSecret, b.Name, s)
+}
+
+// splitOf is who has to take part before the broker's copy can be read; nil: nobody.
+func splitOf(b event.SecretPut) *event.Split {
+	if b.Split == nil {
+		return nil
+	}
+	return &b.Split.Split
 }
 
 func (p projection) sessionIssued(b event.SessionIssued, ev event.Event) error {
@@ -168,6 +189,9 @@ func (p projection) sessionIssued(b event.SessionIssued, ev event.Event) error {
 		return err
 	}
 	if err := p.expose(b); err != nil {
+		return err
+	}
+	if err := p.rounds(b, ev); err != nil {
 		return err
 	}
 	return p.putSession(s)

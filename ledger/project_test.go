@@ -125,6 +125,12 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SignalReceived{},
 		event.SignalSettled{},
 		event.SignalRefused{},
+		event.RoundOpened{},
+		event.ShareIssued{},
+		event.RoundApproved{},
+		event.RoundRejected{},
+		event.RoundClosed{},
+		event.RoundExpired{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

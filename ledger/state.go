@@ -28,6 +28,8 @@ type SecretVersion struct {
 	Exposure         string       `json:"exposure,omitempty"`   // the softest grade that it left at: open, once, is open for ever
 	Type             string       `json:"type,omitempty"`       // of a key that the broker made; none: opaque
 	PublicKey        []byte       `json:"public_key,omitempty"` // JWK of a signature key
+	// Split is set where the value was split before it came: the broker has ciphertext alone. Shared, never changed.
+	Split *event.Split `json:"split,omitempty"`
 }
 
 // Device is the projection of an enrolled device.

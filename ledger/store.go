@@ -59,11 +59,13 @@ const (
 	KindKey Kind = "key"
 	// KindAlerts rows hold Alerts, by target.
 	KindAlerts Kind = "alerts"
+	// KindRound rows hold round.Round, by round id.
+	KindRound Kind = "round"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
-	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts}
+	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound}
 }
 
 // ActiveRevision is the key of the KindRevision row that holds the active revision.

@@ -132,6 +132,8 @@ type SplitKnowledge struct {
 	Threshold int64    `json:"threshold"`
 	Holders   []string `json:"holders"`
 	Grade     Grade    `json:"grade"`
+	// Persons says who is behind a holder, or behind the caller. One that is missing is a person of its own.
+	Persons map[string]string `json:"persons,omitempty"`
 }
 
 // Requires says what would satisfy the policy. It is set only with StepUp; a nil part is not asked for.

@@ -102,7 +102,7 @@ func decodeObligations(v ast.Value) (Obligations, error) {
 		case "geo_restriction":
 			o.GeoRestriction = &GeoRestriction{Countries: p.countries(), Grade: p.grade()}
 		case "split_knowledge":
-			s := SplitKnowledge{Threshold: p.number("threshold", 2, maxList), Holders: p.list("holders"), Grade: p.grade()}
+			s := SplitKnowledge{Threshold: p.number("threshold", 2, maxList), Holders: p.list("holders"), Grade: p.grade(), Persons: p.persons("persons")}
 			if s.Threshold > int64(len(s.Holders)) {
 				p.fail(fmt.Errorf("threshold %d of %d holders", s.Threshold, len(s.Holders)))
 			}

@@ -154,6 +154,9 @@ func (r *Revision) Input(s Signals) (ast.Value, risk.Assessment) {
 	if len(s.External) > 0 {
 		o = append(o, [2]*ast.Term{kExternal, externalTerm(s)})
 	}
+	if len(s.Approvals) > 0 {
+		o = append(o, [2]*ast.Term{kApprovals, approvalsTerm(s.Approvals, s.Now)})
+	}
 	return ast.NewObject(o...), assessment
 }
 
@@ -218,6 +221,9 @@ func resourceTerm(r Resource) *ast.Term {
 			{kDigest, str(x.Digest)},
 			{kName, str(x.Name)},
 		}.term()})
+	}
+	if x := r.Round; x != nil {
+		o = append(o, [2]*ast.Term{kRound, roundTerm(x)})
 	}
 	return o.term()
 }

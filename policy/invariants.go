@@ -173,6 +173,8 @@ func probeResource(action Action, name, class string) Resource {
 		return Resource{Kind: KindRevision, Revision: &NewRules{Digest: "probe", Name: "probe"}}
 	case KindAudit:
 		return Resource{Kind: KindAudit}
+	case "share":
+		return Resource{Kind: KindRound, Round: &Round{ID: "probe", Kind: "approval", Secret: name, Version: 1}}
 	}
 	return Resource{Kind: KindSystem}
 }

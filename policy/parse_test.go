@@ -178,6 +178,8 @@ func TestInputFitsTheSchema(t *testing.T) {
 	full.Resource.Session = &Session{}
 	full.Resource.Device = &Device{}
 	full.Resource.Revision = &NewRules{}
+	full.Resource.Round = &Round{Holders: []string{"spiffe://test/a"}}
+	full.Approvals = []Approval{{Principal: "spiffe://test/a", At: full.Now - 1}}
 	for name, s := range map[string]Signals{"full": full, "empty": {}, "early": {Now: -1}} {
 		v, _ := rev.Input(s)
 		plain, err := ast.JSON(v)

@@ -158,13 +158,18 @@ func TestDevelopmentContract(t *testing.T) {
 			"policy.push policy.list policy.show policy.check audit.tail audit.export doctor",
 		"auditor": "secret.show secret.list session.list session.show device.list device.show policy.list policy.show " +
 			"audit.tail audit.export audit.rebuild",
-		"workload": "deliver", "stranger": "", "custodian-1": "", "custodian-2": "", "custodian-3": "", "nobody": "",
+		"workload": "deliver", "stranger": "", "nobody": "",
+		"custodian-1": "share.list share.show share.fetch share.approve share.reject", "custodian-2": "share.list share.show share.fetch share.approve share.reject",
+		"custodian-3": "share.list share.show share.fetch share.approve share.reject",
 	}
 	for who, allowed := range may {
 		for _, action := range Actions() {
 			s := request(who, action)
 			if action == ActionDeliver {
 				s = delivery(who, "demo/key", "standard")
+			}
+			if strings.HasPrefix(string(action), "share.") && action != ActionShareList { // which waits for all three
+				s.Resource = Resource{Kind: KindRound, Round: &Round{ID: "round", Kind: "approval", Principal: "spiffe://dev.bulla.test/workload", Role: "custodian"}}
 			}
 			d := e.Decide(t.Context(), rev, s)
 			want := strings.Contains(" "+allowed+" ", " "+string(action)+" ")
@@ -219,6 +224,49 @@ func TestDevelopmentSecrets(t *testing.T) {
 	}
 }
 
+// What the classes split and approved ask for, and that nothing else changed with them.
+func TestDevelopmentCustody(t *testing.T) {
+	t.Parallel()
+	rev := development(t)
+	e := newEngine(t, Config{})
+	id := func(name string) string { return "spiffe://dev.bulla.test/" + name }
+	approved := func(by ...string) Signals {
+		s := delivery("workload", "demo/key", "approved")
+		for _, name := range by {
+			s.Approvals = append(s.Approvals, Approval{Principal: id(name), At: now - second})
+		}
+		return s
+	}
+	d := e.Decide(t.Context(), rev, delivery("workload", "demo/key", "split"))
+	if k := d.Obligations.SplitKnowledge; d.Effect != Permit || k == nil || k.Threshold != 2 || len(k.Holders) != 3 || len(k.Persons) != 3 {
+		t.Errorf("split: %s, %+v", describe(d), d.Obligations.SplitKnowledge)
+	}
+	for name, c := range map[string]struct {
+		s    Signals
+		want Effect
+	}{
+		"nobody":        {approved(), StepUp},
+		"a custodian":   {approved("custodian-1"), Permit},
+		"two of them":   {approved("custodian-1", "custodian-2"), Permit},
+		"an operator":   {approved("operator"), StepUp},
+		"a stranger":    {approved("stranger"), StepUp},
+		"the requester": {approved("workload"), StepUp},
+	} {
+		if d := e.Decide(t.Context(), rev, c.s); d.Effect != c.want || (d.Requires.Approval != nil) != (c.want == StepUp) || d.Fault != "" {
+			t.Errorf("approved by %s: %s, requires %+v", name, describe(d), d.Requires)
+		}
+	}
+	for _, class := range []string{"standard", "high", "split", "approved"} {
+		for _, who := range []string{"custodian-1", "custodian-2", "custodian-3"} {
+			s := attested(delivery(who, "demo/key", class), "tpm2", "affirming", 100)
+			s.Approvals = approved("custodian-1", "custodian-2", "custodian-3").Approvals
+			if d := e.Decide(t.Context(), rev, s); d.Effect != Deny || d.Covered {
+				t.Errorf("%s, who is a custodian, reads a secret of class %s: %s", who, class, describe(d))
+			}
+		}
+	}
+}
+
 // A10: to a caller without a grant, a name that does not exist and one that is denied look the same.
 func TestAbuse_A10_denials_of_strangers_are_equal(t *testing.T) {
 	t.Parallel()
@@ -255,6 +303,7 @@ func TestAbuse_A11_every_signal_is_a_new_decision(t *testing.T) {
 		"suite":    func(s *Signals) { s.Recipient = &Recipient{Suite: 8} },
 		"history":  func(s *Signals) { s.History = &History{RateMilli: 1, Novel: true} },
 		"request":  func(s *Signals) { s.Request.MaxUses = 1 },
+		"approval": func(s *Signals) { s.Approvals = []Approval{{Principal: "spiffe://dev.bulla.test/custodian-1", At: 1}} },
 	} {
 		s := base
 		change(&s)

@@ -44,6 +44,11 @@ const (
 	ActionAuditExport   Action = "audit.export"
 	ActionAuditRebuild  Action = "audit.rebuild"
 	ActionDoctor        Action = "doctor"
+	ActionShareList     Action = "share.list"
+	ActionShareShow     Action = "share.show"
+	ActionShareFetch    Action = "share.fetch"
+	ActionShareApprove  Action = "share.approve"
+	ActionShareReject   Action = "share.reject"
 )
 
 // Actions returns every action, in the order above.
@@ -53,6 +58,7 @@ func Actions() []Action {
 		ActionSessionRevoke, ActionDeviceEnroll, ActionDeviceList, ActionDeviceShow, ActionDeviceRevoke,
 		ActionPolicyPush, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
 		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
+		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject,
 	}
 }
 
@@ -80,6 +86,7 @@ const (
 	KindRevision = "revision"
 	KindAudit    = "audit"
 	KindSystem   = "system"
+	KindRound    = "round"
 )
 
 // Signals are the raw facts of one request, as they are recorded: nothing in them depends on the policy.
@@ -99,8 +106,9 @@ type Signals struct {
 	History     *History     `json:"history"`
 	Request     Request      `json:"request"`
 	// What came later is left out where there is none, so that what was recorded before stays canonical.
-	Factors  []Factor         `json:"factors,omitempty"`
-	External []ExternalSignal `json:"external,omitempty"`
+	Factors   []Factor         `json:"factors,omitempty"`
+	External  []ExternalSignal `json:"external,omitempty"`
+	Approvals []Approval       `json:"approvals,omitempty"` // of this very request
 }
 
 // Factor is a token that the caller showed inside a signed request and that was verified: what its issuer says, not
@@ -151,6 +159,7 @@ type Resource struct {
 	Session  *Session  `json:"session"`
 	Device   *Device   `json:"device"`
 	Revision *NewRules `json:"revision"`
+	Round    *Round    `json:"round,omitempty"`
 }
 
 // Secret is a secret by name, in the canonical form of package secret, with what the broker knows of it.

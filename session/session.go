@@ -89,6 +89,9 @@ type Session struct {
 	EndedAt        event.Time   `json:"ended_at,omitzero"`
 	Reason         string       `json:"reason,omitempty"`
 	Revision       event.Digest `json:"revision"`
+
+	Split    *event.Split `json:"split,omitempty"` // who has to take part before it can be read; shared, never changed
+	Approval event.ID     `json:"approval,omitzero"`
 }
 
 // StateAt is the state as readers see it at now: a session past its end is expired at once, whether or
@@ -106,12 +109,16 @@ func Open(e event.Event) (Session, error) {
 	if !ok {
 		return Session{}, fmt.Errorf("open session from %T: %w", e.Body, ErrTransition)
 	}
-	return Session{
+	s := Session{
 		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
 		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
 		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, Offline: b.Offline, InHardware: b.InHardware, Place: b.Place, Places: b.Places, Issued: e.Time,
-		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision,
-	}, nil
+		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision, Approval: b.Approval,
+	}
+	if b.Custody != nil {
+		s.Split = &b.Custody.Split
+	}
+	return s, nil
 }
 
 // Apply returns what s becomes through e. An event that does not fit gives ErrTransition and leaves s.

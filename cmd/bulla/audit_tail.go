@@ -152,8 +152,37 @@ func about(body event.Body) string {
 		}
 		return text
 	default:
+		if text := aboutRound(body); text != "" {
+			return text
+		}
 		return aboutSystem(body)
 	}
+}
+
+// aboutRound is about for what others had to do with a delivery.
+func aboutRound(body event.Body) string {
+	switch b := body.(type) {
+	case event.RoundOpened:
+		return fmt.Sprintf("%s@%d round %s for %d of role %s", b.Secret, b.Version, b.Round, b.Count, b.Role)
+	case event.ShareIssued:
+		return "round " + b.Round.String()
+	case event.RoundApproved:
+		return "round " + b.Round.String()
+	case event.RoundRejected:
+		return "round " + b.Round.String() + ": " + b.Reason
+	case event.RoundClosed:
+		text := "round " + b.Round.String() + " cancelled"
+		if b.Combined {
+			text = "round " + b.Round.String() + " combined"
+		}
+		if len(b.Bad) > 0 {
+			text += ", bad shares of " + strings.Join(b.Bad, ", ")
+		}
+		return text
+	case event.RoundExpired:
+		return "round " + b.Round.String()
+	}
+	return ""
 }
 
 // aboutSystem is about for what has to do with devices, keys and the ledger itself.

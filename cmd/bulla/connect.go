@@ -128,7 +128,7 @@ func (a *app) connect(ctx context.Context, withDevice bool) (*client.Client, err
 	if err != nil {
 		return nil, err
 	}
-	cfg.ConnectTimeout = min(connectTimeout, a.timeout)
+	cfg.ConnectTimeout, cfg.OnRound = min(connectTimeout, a.timeout), a.onRound
 	if !withDevice {
 		cfg.TPM, cfg.DeviceFile, cfg.TSM, cfg.TokenFile = "", "", "", ""
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
+	"github.com/bulla-project/bulla/envelope/split"
 )
 
 // The exit codes. Scripts rely on them.
@@ -60,6 +61,11 @@ const seeDoctor = "See `bulla doctor`"
 // outcomes are tried in this order: what is wrapped deeper in an error may be of another kind.
 func outcomes() []outcome {
 	return []outcome{
+		{split.ErrInvalid, exitUsage, ""},
+		{split.ErrMalformed, exitVerification, "it is damaged, or another kind of file"},
+		{split.ErrShare, exitVerification, "get that share again from its holder, or use another holder's"},
+		{split.ErrTooFew, exitFailed, "name more share files"},
+		{split.ErrCrypto, exitVerification, "nothing of it was used"},
 		{client.ErrReceipt, exitFailed, "get it again: the session that was opened for it ends by itself"},
 		{context.Canceled, exitFailed, ""},
 		{client.ErrNotAuthentic, exitVerification, ""},
@@ -70,6 +76,7 @@ func outcomes() []outcome {
 		{certs.ErrConfig, exitUsage, seeDoctor},
 		{device.ErrAddress, exitUsage, "a TPM's address is unix:PATH or device:PATH, such as device:/dev/tpmrm0"},
 		{proofs.ErrKey, exitUsage, "the log's key is the file log.pub that the broker writes"},
+		{client.ErrDenied, exitDenied, "ask again, when those who have to take part can: they find it with `bulla share list`"},
 		{client.ErrNotFound, exitFailed, ""},
 		{client.ErrEnded, exitFailed, ""},
 		{client.ErrInvalid, exitFailed, ""},
@@ -124,7 +131,7 @@ func denialHint(r *client.Refusal) string {
 	case want.Factor != nil:
 		return "the policy wants a further factor for this identity"
 	case want.Approval != nil:
-		return "the policy wants somebody else's approval"
+		return "the policy wants somebody else's approval: see `bulla share --help`"
 	case want.Attestation != nil:
 		return "the policy wants a fresh attestation of a device that is enrolled for this identity: set BULLA_TPM to a TPM's address"
 	case len(r.Reasons) == 0 && r.SupportID != "":

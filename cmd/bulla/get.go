@@ -38,12 +38,14 @@ func newGetCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "get NAME [flags]", Short: "Get a secret",
 		Long: "Gets a secret and prints its value, and nothing else, to stdout (with a newline only on a terminal).\n" +
-			"If the policy asks for it, the device is attested first, and the token in --token-file is shown.\n\n" +
+			"If the policy asks for it, the device is attested first, and the token in --token-file is shown. Where\n" +
+			"custodians or approvers have to take part, it waits for them as long as --timeout lets it, and says on\n" +
+			"stderr which round they have to answer.\n\n" +
 			"With -o json it prints one object: name, version, value (base64), session_id, grade, suite,\n" +
 			"expires_at, uses_left (null: unlimited), uses_enforced_by, risk, policy, attestation and receipt.\n" +
 			"With --out or --digest the value is null there. A denial is an object, too: decision (DENY or\n" +
 			"STEP_UP), reasons, requires, support_id; the exit code is then 3.",
-		Example: "  bulla get demo/database\n  bulla get demo/database --out password\n  bulla get demo/database --token-file /run/ci/id-token\n  bulla get demo/database -o json | jq -r .session_id",
+		Example: "  bulla get demo/database\n  bulla get demo/split --timeout 10m\n  bulla get demo/database --out password\n  bulla get demo/database --token-file /run/ci/id-token\n  bulla get demo/database -o json | jq -r .session_id",
 		Args:    argument("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error { return a.get(c, args[0], f) },
 	}
@@ -136,6 +138,7 @@ func (a *app) get(c *cobra.Command, name string, f getFlags) error {
 		return err
 	}
 	a.holdsSecrets()
+	a.onRound = a.waiting
 	ctx, cancel := context.WithTimeoutCause(c.Context(), a.timeout, errTimeout)
 	defer cancel()
 	broker, err := a.connect(ctx, true)
@@ -175,8 +178,8 @@ func (a *app) deliver(ctx context.Context, broker *client.Client, name string, o
 	return s, nil
 }
 
-// handOver puts the value where the flags say.
-func (a *app) handOver(d delivered, value []byte, f getFlags) (err error) {
+// handOver puts the value where the flags say; d is the answer in JSON.
+func (a *app) handOver(d any, value []byte, f getFlags) (err error) {
 	if f.out != "" {
 		if err := durable.WriteFile(f.out, value, 0o600); err != nil {
 			return err

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 )
 
@@ -38,6 +39,8 @@ type app struct {
 	// timeoutSet says that --timeout was given: commands that work offline have no limit otherwise.
 	timeoutSet bool
 	identity   identityFlags
+	// onRound is told how custodians stand for whom the command waits.
+	onRound func(client.RoundProgress)
 	// late is an error that was found while help was printed.
 	late error
 }
@@ -63,6 +66,7 @@ func entries() []entry {
 		{"workload", newDecryptCommand},
 		{"operate", newSecretCommand},
 		{"operate", newSessionCommand},
+		{"operate", newShareCommand},
 		{"operate", newDeviceCommand},
 		{"operate", newPolicyCommand},
 		{"operate", newAuditCommand},

@@ -31,23 +31,32 @@ func newSecretCommand(a *app) *cobra.Command {
 func newSecretPutCommand(a *app) *cobra.Command {
 	var class string
 	var prompt bool
+	var s splitFlags
 	c := &cobra.Command{
 		Use: "put NAME [flags]", Short: "Put a new version of a secret",
 		Long: "Reads a value of 1 to 65536 bytes from stdin, to its end and byte for byte, and puts it as the next\n" +
 			"version of the secret. A secret that is new needs a class; the policy says which there are. Without\n" +
-			"--class a further version keeps the class.",
+			"--class a further version keeps the class.\n\n" +
+			"With --split the value is split in this process: the broker gets ciphertext that it can't read, and each\n" +
+			"--holder a file in --share-dir, to be handed over and kept offline. The custodians then approve with\n" +
+			"`bulla share approve ROUND --share FILE`. The ciphertext is written there as well (NAME.split), so that\n" +
+			"`bulla share combine` recovers the value without a broker.",
 		Example: "  printf %s \"$PASSWORD\" | bulla secret put demo/database --class high\n" +
-			"  bulla secret put demo/key --class standard < key.pem\n  bulla secret put demo/token --class standard --prompt",
+			"  bulla secret put demo/key --class standard < key.pem\n" +
+			"  bulla secret put demo/root --class standard --split 2 --holder spiffe://dev.bulla.test/custodian-1 \\\n" +
+			"    --holder spiffe://dev.bulla.test/custodian-2 --holder spiffe://dev.bulla.test/custodian-3 --share-dir shares < root.key\n" +
+			"  bulla secret put demo/token --class standard --prompt",
 		Args: argument("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, args []string) error { return a.putSecret(c, args[0], class, prompt) },
+		RunE: func(c *cobra.Command, args []string) error { return a.putSecret(c, args[0], class, prompt, s) },
 	}
 	c.Flags().StringVar(&class, "class", "", "sensitivity, as the policy names it, such as standard or high")
 	c.Flags().BoolVar(&prompt, "prompt", false, "ask for the value on the terminal and don't show it")
+	s.add(c)
 	a.addIdentity(c)
 	return c
 }
 
-func (a *app) putSecret(c *cobra.Command, name, class string, prompt bool) error {
+func (a *app) putSecret(c *cobra.Command, name, class string, prompt bool, s splitFlags) error {
 	if _, err := secret.ParseName(name); err != nil {
 		return usage("%v", err)
 	}
@@ -55,6 +64,9 @@ func (a *app) putSecret(c *cobra.Command, name, class string, prompt bool) error
 		if _, err := secret.ParseClass(class); err != nil {
 			return usage("--class: %v", err)
 		}
+	}
+	if err := s.check(c); err != nil {
+		return err
 	}
 	if _, err := a.identity.config(); err != nil { // before anybody types a secret
 		return err
@@ -66,6 +78,9 @@ func (a *app) putSecret(c *cobra.Command, name, class string, prompt bool) error
 	}
 	value := secret.NewBytes(read)
 	defer value.Zero()
+	if s.threshold > 0 {
+		return a.putSplit(c, name, class, value, s)
+	}
 	var reply *bullav1.PutSecretReply
 	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
 		reply, err = bullav1.NewSecretsClient(conn).PutSecret(ctx, &bullav1.PutSecretRequest{

@@ -59,6 +59,8 @@ type SecretPut struct {
 	By               *Decision `json:"by,omitempty"`
 	Type             string    `json:"type,omitempty"`       // of a key that the broker made; none: opaque
 	PublicKey        []byte    `json:"public_key,omitempty"` // JWK of a signature key
+
+	Split *SourceSplit `json:"split,omitempty"` // nil: the broker can read it
 }
 
 // InstanceBound keeps the evidence that an SVID vouched for an instance key: the binding as in package
@@ -143,6 +145,9 @@ type SessionIssued struct {
 	Place          *Place   `json:"place,omitempty"`       // where it was delivered to; nil: not known
 	Places         []string `json:"places,omitempty"`      // countries that it is bound to; none: not bound
 	Decision       Decision `json:"decision"`
+
+	Custody  *Custody `json:"custody,omitempty"` // the round that the requester needs to read it
+	Approval ID       `json:"approval,omitzero"` // the round of approvals that this delivery consumed
 }
 
 // DecisionDenied is a DENY or STEP_UP, and what it was about stands in the decision's signals.

@@ -37,6 +37,18 @@ func NewID(now time.Time) ID {
 	return id
 }
 
+// IDsFrom is below every id of the time t or later, and above those of earlier milliseconds.
+func IDsFrom(t time.Time) string {
+	var id ID
+	binary.BigEndian.PutUint64(id[:8], uint64(max(t.UnixMilli(), 0))<<16)
+	return id.String()
+}
+
+// Time is when the id says that it was made, to the millisecond.
+func (id ID) Time() time.Time {
+	return time.UnixMilli(int64(binary.BigEndian.Uint64(id[:8]) >> 16)).UTC()
+}
+
 // ParseID reads the canonical, lower-case text form of a version 7 UUID.
 func ParseID(s string) (ID, error) {
 	var id ID

@@ -32,6 +32,12 @@ var bodies = []Body{
 	SignalReceived{},
 	SignalSettled{},
 	SignalRefused{},
+	RoundOpened{},
+	ShareIssued{},
+	RoundApproved{},
+	RoundRejected{},
+	RoundClosed{},
+	RoundExpired{},
 }
 
 var registry = func() map[Type]reflect.Type {

@@ -35,11 +35,20 @@ var picture = []row{
 		"ledger/event": "a session is what its events make of it: Apply(state, event)",
 	}},
 
+	{"round", map[string]string{
+		"ledger/event": "a round is what its events make of it, as a session is",
+	}},
+
 	// What both sides of the wire speak.
 	{"envelope", map[string]string{
 		"envelope/proof": "the statements signed beside the envelope: bindings, requests, receipts",
 		"secret":         "the name inside the context and the redacting bytes that opening gives",
 		"secret/keys":    "the description of a key, which is all that an envelope of grade proxied may hold",
+	}},
+	{"envelope/split", map[string]string{
+		"envelope":       "digests, and the key that a share is sealed to again",
+		"envelope/proof": "what is signed: manifests and approvals",
+		"secret":         "the name in the manifest and the redacting bytes of shares",
 	}},
 	{"attest", nil},
 	{"attest/dev", map[string]string{
@@ -108,6 +117,7 @@ var picture = []row{
 	{"ledger", map[string]string{
 		"keyring":      "event bodies and secret versions are stored encrypted",
 		"ledger/event": "what it commits",
+		"round":        "states of the projection",
 		"secret":       "names and versions of the projection",
 		"session":      "states of the projection",
 	}},
@@ -141,6 +151,7 @@ var picture = []row{
 		"certs":          "who calls",
 		"envelope":       "sealing and signing are steps of the release path",
 		"envelope/proof": "the proofs on requests and receipts",
+		"envelope/split": "a secret is split among its holders before it is sealed",
 		"keyring":        "secret versions are opened for the one delivery",
 		"keyring/epoch":  "the shares of gated sessions",
 		"ledger":         "the choke point: nothing leaves unless it has committed",
@@ -148,6 +159,7 @@ var picture = []row{
 		"place":          "where a peer's address is",
 		"policy":         "the decision",
 		"risk":           "the score that the decision sees",
+		"round":          "states of what waits for others",
 		"secret":         "names and values",
 		"secret/keys":    "what it does with a key at grade proxied",
 		"session":        "states of what it delivered",
@@ -163,6 +175,7 @@ var picture = []row{
 		"certs":             "its identity, and the broker's that it pins",
 		"envelope":          "it opens what it is given",
 		"envelope/proof":    "it signs requests and receipts",
+		"envelope/split":    "it combines shares, and gives them as a custodian",
 		"ledger/event":      "the leaf that its delivery must have",
 		"secret":            "names and values",
 		"secret/keys":       "which operations there are, and the public keys that it checks results with",
@@ -222,7 +235,7 @@ type ban struct {
 
 // clientSide are the packages that end up inside a workload's process.
 var clientSide = []string{
-	"api/bulla/v1", "secret", "secret/keys", "envelope/proof", "ledger/event", "session", "envelope",
+	"api/bulla/v1", "secret", "secret/keys", "envelope/proof", "ledger/event", "session", "envelope", "envelope/split",
 	"attest", "attest/dev", "attest/tpm/evidence", "attest/tpm/device", "attest/tsm", "certs",
 	"client",
 }
@@ -245,7 +258,7 @@ func bans() []ban {
 			all = append(all, ban{from, module + "/" + reach, "the client must not depend on the broker's side"})
 		}
 	}
-	for _, from := range []string{"secret", "secret/keys", "session", "risk", "ledger/event", "envelope/proof"} {
+	for _, from := range []string{"secret", "secret/keys", "session", "round", "risk", "ledger/event", "envelope/proof", "envelope/split"} {
 		// Not "net": crypto/x509 names its address types.
 		for _, reach := range []string{"net/http", "os/exec", "database/sql", "google.golang.org/grpc"} {
 			all = append(all, ban{from, reach, "it is promised to be pure: values in, values out"})

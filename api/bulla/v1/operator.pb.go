@@ -26,11 +26,14 @@ const (
 )
 
 type PutSecretRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Class         string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"` // required for the first version, empty: unchanged
-	Value         []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
-	RequestId     string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // the same id does not make a second version
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Name      string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Class     string                 `protobuf:"bytes,2,opt,name=class,proto3" json:"class,omitempty"` // required for the first version, empty: unchanged
+	Value     []byte                 `protobuf:"bytes,3,opt,name=value,proto3" json:"value,omitempty"`
+	RequestId string                 `protobuf:"bytes,4,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"` // the same id does not make a second version
+	// The value is a package of package envelope/split, whose manifest is signed by the key that this binding vouches
+	// for, as in package envelope/proof. Empty: the value is the secret itself.
+	SplitBinding  []byte `protobuf:"bytes,5,opt,name=split_binding,json=splitBinding,proto3" json:"split_binding,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -91,6 +94,13 @@ func (x *PutSecretRequest) GetRequestId() string {
 		return x.RequestId
 	}
 	return ""
+}
+
+func (x *PutSecretRequest) GetSplitBinding() []byte {
+	if x != nil {
+		return x.SplitBinding
+	}
+	return nil
 }
 
 type PutSecretReply struct {
@@ -2327,13 +2337,14 @@ var File_bulla_v1_operator_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/operator.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"q\n" +
+	"\x17bulla/v1/operator.proto\x12\bbulla.v1\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x96\x01\n" +
 	"\x10PutSecretRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05class\x18\x02 \x01(\tR\x05class\x12\x14\n" +
 	"\x05value\x18\x03 \x01(\fR\x05value\x12\x1d\n" +
 	"\n" +
-	"request_id\x18\x04 \x01(\tR\trequestId\"T\n" +
+	"request_id\x18\x04 \x01(\tR\trequestId\x12#\n" +
+	"\rsplit_binding\x18\x05 \x01(\fR\fsplitBinding\"T\n" +
 	"\x0ePutSecretReply\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\rR\aversion\x12\x14\n" +

@@ -2,6 +2,7 @@
 # (data.roles).
 package bulla.administration
 
+import data.bulla.custody
 import data.bulla.number
 import rego.v1
 
@@ -48,18 +49,27 @@ class_ok if {
 	)
 }
 
+# Some actions are only for those whom a round waits for.
+default round_ok := false
+
+round_ok if not input.action in custody.actions
+
+round_ok if custody.waits
+
 default permit := false
 
 permit if {
 	covered
 	identity_ok
 	class_ok
+	round_ok
 	risk_ok
 }
 
 requires["factor"] := {"level": data.limits.administration.step_up} if {
 	covered
 	class_ok
+	round_ok
 	risk_ok
 	not identity_ok
 }
@@ -77,4 +87,9 @@ reasons contains "the class is unknown, or lower than the one the secret has" if
 reasons contains "the risk is too high for this action" if {
 	covered
 	not risk_ok
+}
+
+reasons contains "there is no such round that waits for this principal" if {
+	covered
+	not round_ok
 }

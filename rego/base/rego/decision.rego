@@ -6,6 +6,7 @@
 package bulla
 
 import data.bulla.administration
+import data.bulla.custody
 import data.bulla.deliver
 import rego.v1
 
@@ -20,7 +21,7 @@ default decision := {
 decision := {
 	"decision": "PERMIT",
 	"reasons": ["a grant covers the secret and every condition holds"],
-	"obligations": data.classes[input.resource.secret.class].obligations,
+	"obligations": custody.obligations,
 	"requires": {},
 	"disclose": true,
 } if {

@@ -1,6 +1,7 @@
 # May a secret be delivered?
 package bulla.deliver
 
+import data.bulla.custody
 import data.bulla.number
 import rego.v1
 
@@ -26,6 +27,7 @@ permit if {
 	class.attestation.required == false
 	input.principal.level in class.levels
 	number.at_most(input.risk.score, class.max_risk)
+	custody.approved
 }
 
 permit if {
@@ -37,6 +39,7 @@ permit if {
 	fresh
 	trusted
 	placed
+	custody.approved
 }
 
 # An attestation is fresh if it is recent enough, of a kind that the class takes, and bound to this caller.
@@ -143,6 +146,27 @@ requires["factor"] := {"level": class.step_up} if {
 	number.at_most(other_risk, class.max_risk)
 }
 
+default device_ok := false
+
+device_ok if class.attestation.required == false
+
+device_ok if {
+	class.attestation.required == true
+	fresh
+	trusted
+	placed
+}
+
+# Nobody is asked to approve what would not be delivered anyway.
+requires["approval"] := {"count": class.approval.count, "role": class.approval.role} if {
+	covered
+	exists
+	identity_ok
+	device_ok
+	risk_ok
+	not custody.approved
+}
+
 # Reasons say what is missing and never how much: limits and weights stay inside.
 reasons contains "there is no such secret" if {
 	covered
@@ -185,4 +209,10 @@ reasons contains "the risk is too high for this secret" if {
 	covered
 	class
 	not risk_ok
+}
+
+reasons contains "somebody else's approval is required" if {
+	covered
+	class
+	not custody.approved
 }
