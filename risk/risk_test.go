@@ -138,7 +138,7 @@ func TestUnplaced(t *testing.T) {
 	}
 	s.Unplaced = "nobody looks"
 	a := Assess(s, m)
-	for _, f := range a.Factors[iNewCountry:] {
+	for _, f := range a.Factors[iNewCountry : iGeoVelocity+1] {
 		if f.Points != 0 || f.Value != notAssessed || !strings.HasSuffix(f.Reason, ": nobody looks") {
 			t.Errorf("%+v", f)
 		}
@@ -330,7 +330,7 @@ func TestParseModelRefuses(t *testing.T) {
 		"version":             {"version: 1", "version: 2"},
 		"missing factor":      {"  novelty: {weight: 5, severities: {known: 0, new: 100}}\n", ""},
 		"unknown factor":      {"  novelty:", "  place: {weight: 1}\n  novelty:"},
-		"absent factor":       {"  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}\nusual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:", "usual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:\n  - {factor: geo_velocity, severity: 100, score: 20}"},
+		"absent factor":       {"  geo_velocity: {weight: 10, steps: [{from: 1000, severity: 50}]}\n  external: {weight: 20, severities: {clear: 0, raised: 40, high: 100}}\nusual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:", "usual_hours:\n  - {days: [mon, fri], from: 8, to: 18}\nfloors:\n  - {factor: geo_velocity, severity: 100, score: 20}"},
 		"weight":              {"weight: 15, severities: {HIGH", "weight: 101, severities: {HIGH"},
 		"negative weight":     {"weight: 15, severities: {HIGH", "weight: -1, severities: {HIGH"},
 		"severity":            {"BASIC: 60", "BASIC: 101"},
