@@ -234,6 +234,22 @@ func TestAbuse_A07_the_client(t *testing.T) {
 	if n := got.Load() - before; n != 3 {
 		t.Errorf("a delivery and two uses showed %d tokens", n)
 	}
+	// Proxied: each operation, too.
+	r.Generate("demo/signer", "personal", "ecdsa-p256")
+	before = got.Load()
+	key, err := gated.Get(t.Context(), "demo/signer", client.WithGrade("proxied"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Close()
+	for range 2 {
+		if _, err := key.Sign(t.Context(), []byte("a text")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := got.Load() - before; n != 3 {
+		t.Errorf("a delivery and two operations showed %d tokens", n)
+	}
 	r.Check()
 }
 

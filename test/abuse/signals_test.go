@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -19,6 +20,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/caep"
+	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/session"
@@ -186,6 +188,39 @@ func TestAbuse_A39_signals_only_raise(t *testing.T) {
 	s.Run()
 	_, _, err = s.Raw("workload").Deliver(t.Context(), "demo/hello")
 	wantCode(t, "after a restart", err, codes.PermissionDenied, "policy")
+	s.Check()
+}
+
+// TestAbuse_A39_sessions_that_live are decided anew at each use and operation, and a signal is heeded there.
+func TestAbuse_A39_sessions_that_live(t *testing.T) {
+	t.Parallel()
+	s := listening(t)
+	s.Put("demo/gated", "standard", "once")
+	s.Generate("demo/signer", "standard", "ecdsa-p256")
+	c := s.Client("workload")
+	secret, err := c.Get(t.Context(), "demo/gated", client.WithGrade("gated"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	key, err := c.Get(t.Context(), "demo/signer", client.WithGrade("proxied"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer key.Close()
+	use := func() error { return secret.UseContext(t.Context(), func([]byte) error { return nil }) }
+	sign := func() error { _, err := key.Sign(t.Context(), []byte("a text")); return err }
+	for what, f := range map[string]func() error{"use": use, "operation": sign} {
+		if err := f(); err != nil {
+			t.Fatalf("%s before: %v", what, err)
+		}
+	}
+	s.want(t, "high", s.event(t, caep.RiskLevelChange, xtest.Claims{"current_level": "HIGH"}, workload(), nil), http.StatusAccepted, "")
+	for what, f := range map[string]func() error{"use": use, "operation": sign} {
+		if err := f(); !errors.Is(err, client.ErrDenied) {
+			t.Errorf("%s at a high risk: %v; want ErrDenied", what, err)
+		}
+	}
 	s.Check()
 }
 
