@@ -116,9 +116,15 @@ func (d *Document) fill(f fields) error {
 		raw  cbor.RawMessage
 		into any
 	}{
-		{"module_id", f.Module, &d.Module}, {"digest", f.Digest, &digest}, {"timestamp", f.Timestamp, &d.Timestamp},
-		{"pcrs", f.PCRs, &d.PCRs}, {"certificate", f.Leaf, &d.Leaf}, {"cabundle", f.Bundle, &d.Bundle},
-		{"public_key", f.PublicKey, &d.PublicKey}, {"user_data", f.UserData, &d.UserData}, {"nonce", f.Nonce, &d.Nonce},
+		{"module_id", f.Module, &d.Module},
+		{"digest", f.Digest, &digest},
+		{"timestamp", f.Timestamp, &d.Timestamp},
+		{"pcrs", f.PCRs, &d.PCRs},
+		{"certificate", f.Leaf, &d.Leaf},
+		{"cabundle", f.Bundle, &d.Bundle},
+		{"public_key", f.PublicKey, &d.PublicKey},
+		{"user_data", f.UserData, &d.UserData},
+		{"nonce", f.Nonce, &d.Nonce},
 	} {
 		if len(field.raw) == 0 {
 			return fmt.Errorf("document has no %s", field.name)

@@ -181,7 +181,9 @@ func (r Report) tcb() []attest.SVN {
 		lowest.SnpSpl, lowest.UcodeSpl = min(lowest.SnpSpl, next.SnpSpl), min(lowest.UcodeSpl, next.UcodeSpl)
 	}
 	return []attest.SVN{
-		{Name: "boot_loader", Values: []int{int(lowest.BlSpl)}}, {Name: "tee", Values: []int{int(lowest.TeeSpl)}},
-		{Name: "snp", Values: []int{int(lowest.SnpSpl)}}, {Name: "microcode", Values: []int{int(lowest.UcodeSpl)}},
+		{Name: "boot_loader", Values: []int{int(lowest.BlSpl)}},
+		{Name: "tee", Values: []int{int(lowest.TeeSpl)}},
+		{Name: "snp", Values: []int{int(lowest.SnpSpl)}},
+		{Name: "microcode", Values: []int{int(lowest.UcodeSpl)}},
 	}
 }

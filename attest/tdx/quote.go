@@ -76,7 +76,8 @@ func (q Quote) Values() []attest.Named {
 	body := q.fields.GetTdQuoteBody()
 	out := []attest.Named{
 		named(attest.ValueMRTD, body.GetMrTd()), named("mrconfigid", body.GetMrConfigId()), named("mrowner", body.GetMrOwner()),
-		named("mrownerconfig", body.GetMrOwnerConfig()), named("mrseam", body.GetMrSeam()), {Name: attest.ValuePPID, Value: q.platform.PPID},
+		named("mrownerconfig", body.GetMrOwnerConfig()), named("mrseam", body.GetMrSeam()),
+		{Name: attest.ValuePPID, Value: q.platform.PPID},
 	}
 	for i, value := range body.GetRtmrs() {
 		out = append(out, named(fmt.Sprintf("rtmr%d", i), value))

@@ -99,7 +99,7 @@ func readMeasurements(text []byte) ([]attest.Named, error) {
 	if inner, ok := file["Measurements"]; ok {
 		file = nil
 		if err := json.Unmarshal(inner, &file); err != nil {
-			return nil, fmt.Errorf("Measurements: %w", err)
+			return nil, fmt.Errorf("under \"Measurements\": %w", err)
 		}
 	}
 	var values []attest.Named
