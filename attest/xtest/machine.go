@@ -147,13 +147,3 @@ func (m *Machine) part() string {
 	}
 	return out.String()
 }
-
-// MachineReferences parses [MachineYAML].
-func MachineReferences(t testing.TB, machines []*Machine, edit func(k attest.Kind, part string) string) attest.References {
-	t.Helper()
-	refs, err := attest.ParseReferences(MachineYAML(machines, edit))
-	if err != nil {
-		t.Fatal(err)
-	}
-	return refs
-}
