@@ -180,7 +180,7 @@ func failureShape() fields { return fields{"error": word, "exit_code": whole} }
 func sessionShape() fields {
 	return fields{
 		"id": matching(uuidPattern), "state": matching(statePattern), "principal": matching(`spiffe://.+`), "secret": word, "version": whole,
-		"grade": matching("open|gated"), "issued_at": moment, "expires_at": moment, "revoked_at": orNull(moment), "reason": text,
+		"grade": matching("open|gated|proxied"), "issued_at": moment, "expires_at": moment, "revoked_at": orNull(moment), "reason": text,
 	}
 }
 
