@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -118,15 +119,31 @@ func readAtMost(r io.Reader, limit int64) ([]byte, error) {
 	return data, nil
 }
 
+// askUnseen reads a line from a terminal. The echo is off before the question stands there: whoever answers at once
+// would be seen otherwise.
+func askUnseen(fd int, screen io.Writer, question string) ([]byte, error) {
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return nil, err
+	}
+	unseen := *before
+	unseen.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &unseen); err != nil {
+		return nil, err
+	}
+	defer func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, before) }()
+	_, _ = io.WriteString(screen, question)
+	defer func() { _, _ = io.WriteString(screen, "\n") }()
+	return term.ReadPassword(fd)
+}
+
 // readValue reads a secret from stdin, or from the terminal if it was asked for.
 func (a *app) readValue(prompt bool) (value []byte, err error) {
 	switch terminal := isTerminal(a.stdin); {
 	case prompt && !terminal:
 		return nil, usage("--prompt needs a terminal: leave it out to read the value from stdin")
 	case prompt:
-		_, _ = io.WriteString(a.stderr, "value (is not shown): ")
-		value, err = term.ReadPassword(int(a.stdin.Fd()))
-		_, _ = io.WriteString(a.stderr, "\n")
+		value, err = askUnseen(int(a.stdin.Fd()), a.stderr, "value (is not shown): ")
 	case terminal:
 		return nil, usage("the value is read from stdin, which is a terminal: use `< FILE`, a pipe, or --prompt")
 	default:
