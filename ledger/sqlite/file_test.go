@@ -212,7 +212,7 @@ func TestLogDoesNotGrowWithoutEnd(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 4 {
 		wg.Go(func() {
-			for range 500 {
+			for range 1000 {
 				c := storetest.Issue(storetest.Start, time.Hour, 0)
 				c.Request.Reply = make([]byte, 20000)
 				if _, err := l.Commit(t.Context(), c); err != nil {
@@ -227,7 +227,7 @@ func TestLogDoesNotGrowWithoutEnd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if total := int64(4 * 500 * 20000); info.Size() > total/2 {
+	if total := int64(4 * 1000 * 20000); info.Size() > total/2 {
 		t.Errorf("the log has %d bytes after %d were written", info.Size(), total)
 	}
 	storetest.MustCheck(t, l)
