@@ -65,6 +65,8 @@ func (h *history) applySessions(e event.Event) error {
 		return h.apply(b.Session, e)
 	case event.SessionsExpired:
 		return h.applyAll(b.Sessions, e)
+	case event.SessionsRevoked:
+		return h.applyAll(b.Sessions, e)
 	case event.SessionsUnconfirmed:
 		return h.applyAll(b.Sessions, e)
 	}

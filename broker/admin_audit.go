@@ -77,19 +77,19 @@ func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bu
 }
 
 // still says why a stream's caller may not go on, if so.
-func (s auditor) still(ctx context.Context, op *operation) error {
-	if _, err := s.peers.Check(op.conn.chain, s.now()); err != nil {
+func (b *Broker) still(ctx context.Context, op *operation) error {
+	if _, err := b.peers.Check(op.conn.chain, b.now()); err != nil {
 		return refuse(codes.Unauthenticated, checkIdentity, "the client certificate of this stream does not hold any more: %v; connect again", cause(err))
 	}
-	active, err := s.current(ctx)
+	active, err := b.current(ctx)
 	if err != nil {
-		return s.answer(ctx, op.caller, err)
+		return b.answer(ctx, op.caller, err)
 	}
 	if active.seq == op.permit.active.seq {
 		return nil
 	}
 	asked := op.permit.signals
-	*op, err = s.read(ctx, asked.Action, asked.Resource)
+	*op, err = b.read(ctx, asked.Action, asked.Resource)
 	return err
 }
 
@@ -210,6 +210,7 @@ func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1
 	}
 	out := new(bullav1.DoctorReply)
 	checks := append(s.Health(ctx), s.whereabouts()...)
+	checks = append(checks, s.sweepCheck(ctx)...)
 	if c, ok := s.signalCheck(ctx); ok {
 		checks = append(checks, c)
 	}
@@ -260,8 +261,12 @@ func (c Check) Detail() string {
 	return c.Fine
 }
 
-// Drain makes Health, and with it /ready, say that the broker is about to stop, so that nobody sends it new work.
-func (b *Broker) Drain() { b.draining.Store(true) }
+// Drain makes Health, and with it /ready, say that the broker is about to stop, so that nobody sends it new work. It
+// ends the streams of those who watch, who would keep it from stopping.
+func (b *Broker) Drain() {
+	b.draining.Store(true)
+	b.hub.close()
+}
 
 // Health judges what the broker needs to serve.
 func (b *Broker) Health(ctx context.Context) []Check {

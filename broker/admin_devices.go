@@ -191,7 +191,7 @@ func (s devices) revoke(ctx context.Context, in *bullav1.RevokeDeviceRequest) (*
 	case err != nil:
 		return nil, s.answer(ctx, op.caller, err)
 	}
-	if err := s.endDevice(ctx, op.now, row.ID, "its device was revoked: "+in.GetReason()); err != nil {
+	if err := s.endDevice(ctx, row.ID, "its device was revoked: "+in.GetReason()); err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
 	row, _, err = s.ledger.Device(ctx, row.ID)

@@ -90,7 +90,11 @@ func (s policies) ListRevisions(ctx context.Context, in *bullav1.ListRevisionsRe
 	}
 	out := new(bullav1.ListRevisionsReply)
 	for _, r := range rows {
-		out.Revisions = append(out.Revisions, revisionReply(r, r.Digest == active.digest))
+		reply := revisionReply(r, r.Digest == active.digest)
+		if reply.GetActive() {
+			reply.Sweep, _ = s.sweepText(ctx, active.sequence)
+		}
+		out.Revisions = append(out.Revisions, reply)
 	}
 	return out, nil
 }

@@ -33,7 +33,11 @@ func (s sessions) GetSession(ctx context.Context, in *bullav1.GetSessionRequest)
 	if found.ID.IsZero() {
 		return nil, missing("there is no session %s", in.GetId())
 	}
-	return sessionReply(found, op.now), nil
+	shown, err := s.shown(ctx, found, op.now)
+	if err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
+	return shown, nil
 }
 
 // find looks a session up; one that does not exist has the zero id, and policy decides who is told.

@@ -186,25 +186,19 @@ func (b *Broker) admitResult(ctx context.Context, now time.Time, who request, ac
 	if shared {
 		return b.endInstance(ctx, now, who, enrolled.ID.String(), why)
 	}
-	return b.endDevice(ctx, now, enrolled.ID.String(), why)
+	return b.endDevice(ctx, enrolled.ID.String(), why)
 }
 
 // endDevice revokes the live sessions that were delivered on the word of a device. A caller who goes away does
 // not end that: it may be the device.
-func (b *Broker) endDevice(ctx context.Context, now time.Time, device, reason string) error {
+func (b *Broker) endDevice(ctx context.Context, device, reason string) error {
 	ctx = context.WithoutCancel(ctx)
-	for {
-		live, err := b.ledger.Sessions(ctx, ledger.SessionQuery{
-			Device: device, States: []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}, Max: 256,
-		})
-		if err != nil || len(live) == 0 {
-			return err
+	return b.named(ctx, selection{event.ByDevice, device}, func(page []session.Session) error {
+		ids := make([]event.ID, len(page))
+		for i, s := range page {
+			ids[i] = s.ID
 		}
-		for _, s := range live {
-			err := b.record(ctx, event.New(now, s.Principal, event.SessionRevoked{Session: s.ID, Reason: reason}))
-			if err != nil && !errors.Is(err, ledger.ErrTransition) {
-				return err
-			}
-		}
-	}
+		_, err := b.ledger.RevokeSessions(ctx, b.now(), ids, reason, event.ID{})
+		return err
+	})
 }

@@ -72,8 +72,13 @@ type Config struct {
 	Transmitters []Transmitter
 	// Calls and Denials are the allowance of each principal; zero means the default.
 	Calls, Denials Rate
-	Now            func() time.Time // nil: time.Now
-	Log            *slog.Logger     // nil: silent
+	// Watchers is how many instances of one principal may watch at once; 0: 2048.
+	Watchers int
+	// HoldShare and HoldMinimum say when the end of sessions by a new revision waits for somebody's word: where it
+	// would be more than so many per cent of those that live, and at least so many. 0: 20 %, 10 sessions.
+	HoldShare, HoldMinimum int
+	Now                    func() time.Time // nil: time.Now
+	Log                    *slog.Logger     // nil: silent
 }
 
 // Rate is an allowance: so many a second, so many at once.
@@ -119,6 +124,10 @@ type Broker struct {
 	pending   *enrolments
 	metrics   *metrics
 	epochs    epoch.Keys // of the use shares of gated sessions
+	hub       *hub
+	orders    orders
+	resweep   resweep
+	reattests reattests
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -136,6 +145,7 @@ type active struct {
 	references attest.References
 	digest     event.Digest
 	sequence   uint64
+	activated  time.Time
 	seq        int64 // of the ledger row that says so
 }
 
@@ -170,6 +180,10 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
+	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
+	b.orders = newOrders()
+	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
+	b.reattests = newReattests()
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {
 		return nil, fmt.Errorf("new broker: %w", err)
@@ -204,7 +218,7 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 		return nil, fmt.Errorf("revision %s: %w", row.Digest, err)
 	}
 	b.engine.Activate(loaded.revision) // the breaker counts for the active one
-	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, seq: seq}
+	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, activated: row.Activated.Time(), seq: seq}
 	return b.active, nil
 }
 

@@ -18,6 +18,12 @@ const (
 	bindingsBurst     = 4096
 )
 
+// Each watch that begins costs a look at every session that its instance names: so many a second, so many at once.
+const (
+	watchesPerSecond = 20
+	watchesBurst     = 4096
+)
+
 // maxInFlight is how many calls one principal may have under way at once, over all its connections: far fewer
 // than the ledger's queue holds, so that nobody fills it for the others. It bounds as well what half-sent messages
 // of one principal hold in memory, each up to maxMessage.
@@ -31,6 +37,7 @@ type allowance struct {
 	calls    *rate.Limiter // every call, before it costs a signature check
 	denials  *rate.Limiter // refused calls: each is a durable event
 	bindings *rate.Limiter // new instance keys: each is a durable event
+	watches  *rate.Limiter // streams that begin
 	used     time.Time
 
 	refused uint64 // since from, not yet recorded
@@ -60,7 +67,7 @@ func (l *limits) of(principal string, now time.Time) *allowance {
 		if len(l.all) >= maxPrincipals {
 			l.evict()
 		}
-		a = &allowance{calls: rate.NewLimiter(l.calls, l.callBurst), denials: rate.NewLimiter(l.denials, l.denialBurst), bindings: rate.NewLimiter(bindingsPerSecond, bindingsBurst)}
+		a = &allowance{calls: rate.NewLimiter(l.calls, l.callBurst), denials: rate.NewLimiter(l.denials, l.denialBurst), bindings: rate.NewLimiter(bindingsPerSecond, bindingsBurst), watches: rate.NewLimiter(watchesPerSecond, watchesBurst)}
 		l.all[principal] = a
 	}
 	a.used = now
@@ -143,6 +150,18 @@ func (l *limits) bind(principal string, now time.Time) bool {
 	defer l.mu.Unlock()
 	a := l.of(principal, now)
 	if a.bindings.AllowN(now, 1) {
+		return true
+	}
+	a.refuse(now, 1)
+	return false
+}
+
+// watch reports whether principal may begin one more stream now.
+func (l *limits) watch(principal string, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.of(principal, now)
+	if a.watches.AllowN(now, 1) {
 		return true
 	}
 	a.refuse(now, 1)

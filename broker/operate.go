@@ -30,7 +30,7 @@ const countedFor = 200 * 365 * 24 * time.Hour
 type work struct {
 	session session.Session
 	input   keys.Input
-	device  []ledger.Precondition // the row of the device that the session relied on, which need not be today's
+	device  []ledger.Precondition // what says that the session was not overtaken: orders, and its device, which need not be today's
 	shown   []*bullav1.Factor
 }
 

@@ -59,6 +59,10 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
+	if target.orders, err = b.barrier(ctx, touching(who.caller.id.String(), target.name, device.id, active.digest)); err != nil { // revocations
+		return nil, err
+	}
+	now = target.orders.after(now)
 	said, err := b.external(ctx, now, who, device) // by transmitters of signals
 	if err != nil {
 		return nil, err
@@ -114,6 +118,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 		ReceiptLock: event.Digest(sealed.Context.ReceiptLock), Expires: event.NewTime(terms.expires),
 		ReceiptBy: event.NewTime(terms.receiptBy), Uses: terms.uses, Epoch: terms.epoch, Offline: terms.offline, InHardware: terms.signals.Recipient.InHardware,
 		Place: eventPlace(terms.signals.Place), Places: terms.places,
+		Reattest: terms.reattest,
 		Decision: terms.record(who.id), Custody: sealed.custody(), Approval: terms.consumes(who.id),
 	})
 	reply.EventId = issued.ID.String()
@@ -124,7 +129,7 @@ func (b *Broker) issue(ctx context.Context, now time.Time, who request, asked as
 	commit := ledger.Commit{
 		Event:    issued,
 		Reply:    event.Digest(sealed.Digest),
-		Require:  slices.Concat([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged(), terms.said.unchanged()),
+		Require:  slices.Concat([]ledger.Precondition{terms.active.unchanged(), target.unchanged()}, device.unchanged(), terms.said.unchanged(), target.orders.rows),
 		Counters: terms.counters, Blob: sealed.blob(),
 		Request: &ledger.Request{
 			Key: requestKey(who), Owner: requestOwner(who), Reply: stored, Expires: terms.expires, Session: session,
@@ -206,23 +211,26 @@ func (b *Broker) answered(ctx context.Context, now time.Time, who request, asked
 	return b.complete(reply, ledger.Result{Index: at.Index, Leaf: at.Leaf, ReplySalt: at.ReplySalt}), nil
 }
 
-// overtaken says whether the device that a session relied on was revoked, or failed an appraisal since: the
-// session is about to be ended for it. It is true for as long as the row stays.
-func (b *Broker) overtaken(ctx context.Context, s session.Session) (ended bool, row []ledger.Precondition, err error) {
-	if s.Device == "" {
-		return false, nil, nil
+// overtaken says whether a session is about to be ended: the device that it relied on was revoked, or failed an
+// appraisal since, or somebody has revoked all of its kind. It is true for as long as the rows stay.
+func (b *Broker) overtaken(ctx context.Context, s session.Session) (ended bool, rows []ledger.Precondition, err error) {
+	orders, err := b.barrier(ctx, touching(s.Principal, s.Secret, s.Device, s.Revision))
+	if err != nil || s.Device == "" {
+		return orders.covers(s), orders.rows, err
 	}
 	d, seq, err := b.ledger.Device(ctx, s.Device)
 	if err != nil {
 		return false, nil, err
 	}
-	ended = !d.Revoked.IsZero() || s.Issued.Time().Before(d.Failed.Time())
-	return ended, []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: s.Device}, Seq: seq}}, nil
+	ended = orders.covers(s) || !d.Revoked.IsZero() || s.Issued.Time().Before(d.Failed.Time())
+	return ended, append(orders.rows, ledger.Precondition{RowKey: ledger.RowKey{Kind: ledger.KindDevice, Key: s.Device}, Seq: seq}), nil
 }
 
 // requestKey is the idempotency key: a principal can't take another's request ids. These come first, since they grow
 // with time, and rows that are written together then lie together.
-func requestKey(who request) string { return "deliver/" + who.id + "/" + who.caller.id.String() }
+func requestKey(who request) string { return deliveryKey(who.caller.id.String(), who.id) }
+
+func deliveryKey(principal, request string) string { return "deliver/" + request + "/" + principal }
 
 // requestOwner is whom and what a stored reply is for: this instance, with this very payload.
 func requestOwner(who request) [32]byte {

@@ -63,6 +63,7 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterRoundsServer(s, rounds{Broker: b})
 	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
 	bullav1.RegisterSessionsServer(s, sessions{Broker: b})
+	bullav1.RegisterRevocationsServer(s, revocations{Broker: b})
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
@@ -75,6 +76,11 @@ func (b *Broker) GRPC() *grpc.Server {
 type health struct {
 	healthpb.UnimplementedHealthServer
 	*Broker
+}
+
+// Watch implements healthpb.HealthServer, and says that there is none.
+func (h health) Watch(in *healthpb.HealthCheckRequest, out healthpb.Health_WatchServer) error {
+	return h.UnimplementedHealthServer.Watch(in, out)
 }
 
 // Check implements healthpb.HealthServer.
@@ -138,6 +144,9 @@ func (b *Broker) enter(ctx context.Context) (leave func(), err error) {
 
 func (b *Broker) stream(srv any, ss grpc.ServerStream, info *grpc.StreamServerInfo, next grpc.StreamHandler) (err error) {
 	defer b.recovered(info.FullMethod, &err)
+	if info.FullMethod == bullav1.Broker_Watch_FullMethodName { // it counts its streams by itself: they are many, and wait
+		return next(srv, ss)
+	}
 	leave, err := b.enter(ss.Context())
 	if err != nil {
 		return err

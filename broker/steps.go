@@ -129,6 +129,7 @@ type target struct {
 	secret  ledger.Secret
 	version ledger.SecretVersion
 	seq     int64
+	orders  barrier // revocations that touch it and whom it is for
 }
 
 func (t target) unchanged() ledger.Precondition {

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger"
@@ -12,7 +13,7 @@ import (
 // sweepChunk is how many sessions one event ends: small enough that deliveries get in between.
 const sweepChunk = 250
 
-// Sweep records what time alone brought about: sessions past their end, receipts that did not come, refusals
+// Sweep records what time alone brought about: sessions past their end, or whose receipt did not come, refusals
 // that were counted. Run calls it once a second; it is exported for tests with a clock of their own.
 func (b *Broker) Sweep(ctx context.Context) error {
 	now := b.now()
@@ -37,7 +38,7 @@ func (b *Broker) Sweep(ctx context.Context) error {
 		}
 	}
 	for {
-		late, err := b.ledger.MarkUnconfirmed(ctx, now, sweepChunk)
+		late, err := b.ledger.EndUnreceipted(ctx, now, sweepChunk, "the policy demands a receipt, and none came in time")
 		if err != nil {
 			return err
 		}
@@ -90,15 +91,18 @@ func (b *Broker) endDevices(ctx context.Context) error {
 			if d.Revoked.IsZero() {
 				continue
 			}
-			if err := b.endDevice(ctx, b.now(), d.ID, "its device was revoked: "+d.Reason); err != nil {
+			if err := b.endDevice(ctx, d.ID, "its device was revoked: "+d.Reason); err != nil {
 				return err
 			}
 		}
 	}
 }
 
-// Run does the broker's background work until ctx ends: sweeping, and keeping the log's tree up to date.
+// Run does the broker's background work until ctx ends: telling those who watch, sweeping, and what tend does.
 func (b *Broker) Run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { b.hub.run(ctx, b.reattests.saw) })
 	if err := b.endDevices(ctx); err != nil && ctx.Err() == nil {
 		b.logger.Error("sessions of revoked devices could not be ended", "error", err)
 	}
@@ -108,6 +112,7 @@ func (b *Broker) Run(ctx context.Context) {
 	if err := b.endSignals(ctx); err != nil && ctx.Err() == nil {
 		b.logger.Error("sessions that signals ended could not be ended", "error", err)
 	}
+	wg.Go(func() { b.tend(ctx) })
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -32,6 +32,7 @@ type terms struct {
 	offline   uint32    // of the uses, those that may be fetched ahead
 	counters  []ledger.Counter
 	custody   *event.Split // who has to take part before it can be read; nil: nobody
+	reattest  uint32       // seconds: how old the device's attestation may become; 0: it does not matter
 }
 
 // enforcer is who counts the uses.
@@ -71,6 +72,8 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 		return terms{}, "grade proxied is for keys that the broker made, and this secret is opaque: generate one"
 	case was != "" && harder(grade, was):
 		return terms{}, fmt.Sprintf("this version was released at grade %s before, and %s would claim more than holds: put a new version", was, grade)
+	case o.Reattest != nil && d.id == "":
+		return terms{}, "the policy demands that the device is attested again and again, and there is none"
 	case o.TimeBound == nil:
 		return terms{}, "the policy permits without a time bound, and nothing is released for ever"
 	case o.QuantumResistant != nil && !asked.recipient.Suite().PostQuantum():
@@ -91,6 +94,9 @@ func (p permit) terms(now time.Time, asked ask, d device, target target, epochs 
 	}
 	if o.ReceiptRequired != nil {
 		t.receiptBy = now.Add(time.Duration(o.ReceiptRequired.WithinSeconds) * time.Second)
+	}
+	if o.Reattest != nil {
+		t.reattest = uint32(o.Reattest.WithinSeconds)
 	}
 	if grade == envelope.GradeGated {
 		if t.uses == 0 || t.uses > envelope.MaxUses {
@@ -144,6 +150,7 @@ func demanded(o policy.Obligations) (grade envelope.Grade, unmet string) {
 		{"quantum_resistant", o.QuantumResistant != nil, gradeOf(o.QuantumResistant, func(v *policy.QuantumResistant) policy.Grade { return v.Grade })},
 		{"geo_restriction", o.GeoRestriction != nil, gradeOf(o.GeoRestriction, func(v *policy.GeoRestriction) policy.Grade { return v.Grade })},
 		{"split_knowledge", o.SplitKnowledge != nil, gradeOf(o.SplitKnowledge, func(v *policy.SplitKnowledge) policy.Grade { return v.Grade })},
+		{"reattest", o.Reattest != nil, gradeOf(o.Reattest, func(v *policy.Reattest) policy.Grade { return v.Grade })},
 		{"receipt_required", o.ReceiptRequired != nil, gradeOf(o.ReceiptRequired, func(v *policy.ReceiptRequired) policy.Grade { return v.Grade })},
 	}
 	grade = envelope.GradeOpen

@@ -377,6 +377,7 @@ func (b *Broker) endTarget(ctx context.Context, now time.Time, target string, at
 	}
 }
 
+// liveStates are those of sessions that have not ended.
 func liveStates() []string {
 	return []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}
 }

@@ -110,7 +110,7 @@ type wanted struct {
 	number uint32
 	ahead  bool                  // for a time without the broker
 	seq    int64                 // of the session's row
-	device []ledger.Precondition // the row of the device that the session relied on, which need not be today's
+	device []ledger.Precondition // what says that the session was not overtaken: orders, and its device, which need not be today's
 	shown  []*bullav1.Factor
 }
 
@@ -190,6 +190,8 @@ func (p permit) stillMet(now time.Time, s session.Session, want wanted) (unmet s
 		return "the policy permits without a time bound, and nothing is released for ever"
 	case !now.Before(expiry(s.Issued.Time(), o.TimeBound.TTLSeconds, 0)):
 		return "the policy lets a session live for less time by now: get the secret again"
+	case o.Reattest != nil && (s.Reattest == 0 || int64(s.Reattest) > o.Reattest.WithinSeconds):
+		return "the policy demands attestations more often by now: get the secret again"
 	case o.UsageLimit != nil && int64(s.Used) >= o.UsageLimit.MaxUses:
 		return "the policy permits fewer uses by now: get the secret again"
 	case want.ahead && (o.UsageLimit == nil || int64(s.Ahead) >= min(o.UsageLimit.Offline, int64(s.Offline))):
@@ -337,7 +339,7 @@ func (b *Broker) endEpoch(ctx context.Context, now time.Time, s session.Session)
 
 // endEpochs ends the gated sessions of the process before this one. No session of the kind is older than an epoch.
 func (b *Broker) endEpochs(ctx context.Context) error {
-	query := ledger.SessionQuery{States: []string{string(session.Issued), string(session.Confirmed), string(session.Unconfirmed)}, Max: ledger.MaxPage}
+	query := ledger.SessionQuery{States: liveStates(), Max: ledger.MaxPage}
 	for {
 		page, err := b.ledger.Sessions(ctx, query)
 		if err != nil || len(page) == 0 {

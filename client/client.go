@@ -134,6 +134,8 @@ type Client struct {
 	seen       proofs.Checkpoint // checkpoint, where there is a LogKey to check it with
 	keySet     *envelope.KeySet
 
+	watch *watch
+
 	run  context.Context
 	stop context.CancelFunc
 	wg   sync.WaitGroup
@@ -193,6 +195,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: broker address %q: %w", ErrConfig, c.cfg.Address, err)
 	}
 	c.broker, c.audit, c.rounds = bullav1.NewBrokerClient(c.conn), bullav1.NewAuditClient(c.conn), bullav1.NewRoundsClient(c.conn)
+	c.watch = newWatch(c)
 	c.run, c.stop = context.WithCancel(context.Background())
 	return nil
 }
@@ -245,8 +248,9 @@ func (c *Client) Checkpoint() []byte {
 }
 
 // Close ends background work, waits for it, and closes connection and identity. Secrets stay usable until
-// they are closed themselves.
+// they are closed themselves, and are not watched any more.
 func (c *Client) Close() error {
+	c.watch.flush()
 	c.stop()
 	c.wg.Wait()
 	return errors.Join(c.conn.Close(), c.source.Close())

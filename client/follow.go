@@ -16,9 +16,10 @@ const refreshAt = 2.0 / 3
 // maxRetry is the longest pause after refreshes that failed.
 const maxRetry = time.Minute
 
-// Follower keeps one secret delivered: in the background it gets a new session before the old one ends, and
-// at each call of Current it asks the broker whether the session still lives. A Secret that was refreshed stays
-// usable until the next refresh, or its end. Close ends it all.
+// Follower keeps one secret delivered: in the background it gets a new session before the old one ends, and at once
+// when the broker says that it was revoked or that there is a newer version (see Secret.Done). At each call of Current
+// it asks the broker besides whether the session still lives. A Secret that was refreshed stays usable until the next
+// refresh, or its end. Close ends it all.
 type Follower struct {
 	client *Client
 	name   string
@@ -96,24 +97,37 @@ func (f *Follower) replace(ctx context.Context, old *Secret, why error) (*Secret
 func (f *Follower) refresh(ctx context.Context) {
 	defer f.client.wg.Done()
 	defer close(f.done)
+	var failed *Secret // the one that could not be refreshed: its rotation is no news
 	for retry := time.Second; ; {
 		f.mu.Lock()
 		s := f.current
 		f.mu.Unlock()
 		wait := retry
+		var ended, rotated <-chan struct{}
 		if s != nil {
 			wait = max(time.Duration(float64(s.Expires.Sub(f.client.cfg.Now()))*refreshAt), retry)
+			if ended = s.Done(); s != failed {
+				rotated = s.Rotated()
+			}
 		}
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
 			t.Stop()
 			return
+		case <-ended:
+			t.Stop()
+			if _, err := f.replace(ctx, s, s.Cause()); err != nil {
+				f.client.cfg.Log.Warn("a secret that ended could not be had again", "secret", f.name, "error", err)
+			}
+			continue
+		case <-rotated:
+			t.Stop()
 		case <-t.C:
 		}
 		next, err := f.client.Get(ctx, f.name, f.opts...)
 		if next == nil {
-			retry = min(2*retry, maxRetry)
+			retry, failed = min(2*retry, maxRetry), s
 			f.client.cfg.Log.Warn("a secret could not be refreshed", "secret", f.name, "error", err)
 			continue
 		}

@@ -124,12 +124,12 @@ func (c *Client) deliver(ctx context.Context, q *question) (*Secret, error) {
 	}
 	late := c.acknowledge(ctx, s, opened)
 	if late != nil && reply.GetReceiptRequired() {
-		s.zero()
+		s.Close()
 		return nil, fmt.Errorf("%w, and the policy demands it: %w", ErrReceipt, late)
 	}
 	if !opened.Context.Split.IsZero() {
 		if err := c.finishSplit(ctx, s, q); err != nil {
-			s.zero()
+			s.Close()
 			return nil, fmt.Errorf("collect the shares of %s: %w", q.name, err)
 		}
 	}
@@ -185,6 +185,7 @@ func (c *Client) newSecret(name secret.Name, reply *bullav1.DeliverReply, opened
 		Attestation: reply.GetAttestation(), RiskScore: opened.Context.RiskScore, Receipt: ReceiptPending,
 		EnvelopeDigest: event.Digest(opened.Digest).String(), LogIndex: reply.GetLogIndex(),
 		client: c, value: opened.Secret(), opened: opened, counted: opened.Context.Uses > 0, left: uint32(opened.Context.Uses),
+		done: make(chan struct{}), rotated: make(chan struct{}),
 	}
 	for _, f := range reply.GetRisk().GetFactors() {
 		s.RiskFactors = append(s.RiskFactors, RiskFactor{Name: f.GetName(), Value: f.GetValue(), Points: int(f.GetPoints()), Reason: f.GetReason()})

@@ -68,6 +68,10 @@ type Secret struct {
 	offline uint32               // uses that were made of them
 	undone  map[[32]byte]workAsk // operations whose answer did not come, by what they were
 	closed  bool
+	cause   error          // why it ended, as far as it is known
+	newest  secret.Version // that is known of beyond its own; 0: none
+
+	done, rotated chan struct{} // closed when it has ended, and when it has a newer version
 }
 
 // Use calls f with the plaintext, and counts it where uses are limited. f must not keep the slice. It returns
@@ -97,6 +101,8 @@ func (s *Secret) Use(f func(plaintext []byte) error) error {
 // usable says why the secret can't be used; the caller holds mu.
 func (s *Secret) usable() error {
 	switch {
+	case s.closed && s.cause != nil:
+		return fmt.Errorf("use %s: %w", s.Name, s.cause)
 	case s.closed:
 		return fmt.Errorf("use %s: %w: it was closed", s.Name, ErrEnded)
 	case !s.client.cfg.Now().Before(s.Expires):
@@ -135,12 +141,15 @@ func (s *Secret) Release(ctx context.Context) error {
 
 // Close wipes the plaintext in memory. The session goes on until it ends by itself; see Release.
 func (s *Secret) Close() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.zero()
+	s.end(fmt.Errorf("%w: it was closed", ErrEnded))
+	s.client.watch.drop(s)
 }
 
+// zero wipes it; the caller holds mu.
 func (s *Secret) zero() {
+	if !s.closed {
+		close(s.done)
+	}
 	s.closed = true
 	clear(s.ahead)
 	s.ahead = nil

@@ -162,12 +162,17 @@ func (w *wire) drop(ch *channel) {
 func (w *wire) unary(ctx context.Context, method string, in, out any, cc *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
 	var p peer.Peer
 	err := invoke(ctx, method, in, out, cc, append(opts[:len(opts):len(opts)], grpc.Peer(&p))...)
+	w.giveUp(&p, err)
+	return err
+}
+
+// giveUp closes the connection that a call went over if its answer says that the certificate is not taken any more.
+func (w *wire) giveUp(p *peer.Peer, err error) {
 	var refused *Refusal
 	if ch, ok := p.AuthInfo.(*channel); ok && errors.As(FromStatus(err), &refused) && refused.Code == codes.Unauthenticated && refused.Check == "identity" {
 		w.drop(ch)
 		_ = ch.conn.Close() // it is given up either way
 	}
-	return err
 }
 
 // cause is why the last handshake failed, if it did.

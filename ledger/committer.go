@@ -58,6 +58,7 @@ func (l *Ledger) publish(ctx context.Context, batch []*waiter, outcomes []Outcom
 		if o.Err == nil {
 			size = max(size, o.Index+1)
 			l.cache.update(o.Changed)
+			l.recent.add(o.Index, batch[i].record.Event)
 			l.subjects.stored(batch[i].record.Subject, batch[i].record.NewSubject)
 		}
 	}

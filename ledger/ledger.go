@@ -55,6 +55,7 @@ type Ledger struct {
 	subjects subjectKeys
 	cache    rowCache
 	queue    queue
+	recent   recent
 
 	stop context.CancelFunc
 	done chan struct{} // closed when the committer has ended

@@ -54,6 +54,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.session(b.Session, ev)
 	case event.SessionsExpired:
 		return p.sessions(b.Sessions, ev)
+	case event.SessionsRevoked:
+		return p.sessions(b.Sessions, ev)
 	case event.SessionsUnconfirmed:
 		return p.sessions(b.Sessions, ev)
 	case event.RoundOpened:
@@ -84,6 +86,16 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.signalReceived(b, ev)
 	case event.SignalSettled:
 		return p.signalSettled(b)
+	case event.RevocationOrdered:
+		return p.revocationOrdered(b, ev.ID)
+	case event.RevocationCompleted:
+		return p.revocationCompleted(b)
+	case event.SessionsWiped:
+		return p.sessionsWiped(b)
+	case event.AttestationDemanded:
+		return p.attestationDemanded(b)
+	case event.RevisionSwept:
+		return p.revisionSwept(b)
 	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
 		event.RequestRefused, event.SignalRefused:
 		return nil // they tell, and change nothing

@@ -61,11 +61,24 @@ const (
 	KindAlerts Kind = "alerts"
 	// KindRound rows hold round.Round, by round id.
 	KindRound Kind = "round"
+	// KindRevocation rows hold Order, by RevocationKey: deliveries have them as preconditions.
+	KindRevocation Kind = "revocation"
+	// KindRevocationEnd rows hold RevocationEnd, by RevocationKey.
+	KindRevocationEnd Kind = "revocation-end"
+	// KindWiped rows hold Wiped, by session id.
+	KindWiped Kind = "wiped"
+	// KindDemand rows hold Demand, by InstanceKey.
+	KindDemand Kind = "demand"
+	// KindSweep has one row, ActiveRevision, which holds Sweep.
+	KindSweep Kind = "sweep"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
-	return []Kind{KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound}
+	return []Kind{
+		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
+		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep,
+	}
 }
 
 // ActiveRevision is the key of the KindRevision row that holds the active revision.
@@ -252,6 +265,10 @@ type SessionQuery struct {
 	States    []string
 	// ExpiresBefore selects sessions that have not ended and whose end is at or before it.
 	ExpiresBefore time.Time
+	// LiveFrom selects sessions that have not ended, by their end and then by id: those that end at LiveFrom come
+	// after the session LiveAfter. It is how all that live are gone through while some of them end.
+	LiveFrom  time.Time
+	LiveAfter string
 	// ReceiptBefore selects issued sessions whose receipt was due at or before it, and that live on.
 	ReceiptBefore time.Time
 	Before        string // session id: continue a listing below it; not for queries by time

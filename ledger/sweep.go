@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -13,6 +15,9 @@ import (
 // sweepChunk is how many sessions one event ends. A chunk keeps the committer for a few milliseconds, and
 // commits that came meanwhile go before the next one.
 const sweepChunk = 100
+
+// sweepTogether is how many chunks of a revocation may go into one batch: somebody waits for it.
+const sweepTogether = 4
 
 // ExpireSessions records the end of up to max sessions that are past it at now, and returns how many it
 // found; less than max says that there are no more. It also drops request rows and counters that are over.
@@ -29,18 +34,6 @@ func (l *Ledger) ExpireSessions(ctx context.Context, now time.Time, max int) (in
 		}
 	}
 	return len(ended), nil
-}
-
-// MarkUnconfirmed records of up to max sessions that no receipt came in time, and returns them as they were
-// before; less than max says that there are no more. Sessions that are past their end are left to
-// ExpireSessions, which comes first.
-func (l *Ledger) MarkUnconfirmed(ctx context.Context, now time.Time, max int) ([]session.Session, error) {
-	q := SessionQuery{ReceiptBefore: now}
-	late, err := l.sweep(ctx, now, max, q, func(ids []event.ID) event.Body { return event.SessionsUnconfirmed{Sessions: ids} })
-	if err != nil {
-		return late, fmt.Errorf("mark unconfirmed sessions: %w", err)
-	}
-	return late, nil
 }
 
 // sweep finds sessions by q and commits body for them in chunks, until max or none is left.
@@ -87,4 +80,58 @@ func (l *Ledger) sweepThese(ctx context.Context, now time.Time, due []session.Se
 	}
 	second, err := l.sweepThese(ctx, now, due[len(due)/2:], body)
 	return append(first, second...), err
+}
+
+// EndUnreceipted ends up to max sessions whose receipt the policy demanded and that was not handed in in time, and
+// returns them as they were before; less than max says that there are no more. Sessions that are past their end are
+// left to ExpireSessions, which comes first.
+func (l *Ledger) EndUnreceipted(ctx context.Context, now time.Time, max int, reason string) ([]session.Session, error) {
+	q := SessionQuery{ReceiptBefore: now}
+	late, err := l.sweep(ctx, now, max, q, func(ids []event.ID) event.Body {
+		return event.SessionsRevoked{Sessions: ids, Reason: reason, Unreceipted: true}
+	})
+	if err != nil {
+		return late, fmt.Errorf("end sessions without a receipt: %w", err)
+	}
+	return late, nil
+}
+
+// RevokeSessions ends those of the sessions that have not ended yet, in chunks, and returns them.
+func (l *Ledger) RevokeSessions(ctx context.Context, now time.Time, ids []event.ID, reason string, order event.ID) (ended []event.ID, err error) {
+	for together := range slices.Chunk(ids, sweepTogether*sweepChunk) {
+		var wg sync.WaitGroup
+		var mu sync.Mutex // guards ended and err
+		for chunk := range slices.Chunk(together, sweepChunk) {
+			wg.Go(func() {
+				done, failure := l.revokeThese(ctx, now, chunk, reason, order)
+				mu.Lock()
+				defer mu.Unlock()
+				ended, err = append(ended, done...), errors.Join(err, failure)
+			})
+		}
+		wg.Wait()
+		if err != nil {
+			return ended, fmt.Errorf("revoke sessions: %w", err)
+		}
+	}
+	return ended, nil
+}
+
+// revokeThese commits one event. A session that has ended spoils it, so it is looked for by halves and left out.
+func (l *Ledger) revokeThese(ctx context.Context, now time.Time, ids []event.ID, reason string, order event.ID) ([]event.ID, error) {
+	_, err := l.Commit(ctx, Commit{Event: event.New(now, "", event.SessionsRevoked{Sessions: ids, Reason: reason, Revocation: order})})
+	switch {
+	case err == nil:
+		return ids, nil
+	case !errors.Is(err, ErrTransition):
+		return nil, err
+	case len(ids) == 1:
+		return nil, nil
+	}
+	first, err := l.revokeThese(ctx, now, ids[:len(ids)/2], reason, order)
+	if err != nil {
+		return first, err
+	}
+	second, err := l.revokeThese(ctx, now, ids[len(ids)/2:], reason, order)
+	return append(slices.Clip(first), second...), err
 }

@@ -78,6 +78,7 @@ type Obligations struct {
 	ForwardSecrecy   *ForwardSecrecy   `json:"forward_secrecy,omitempty"`
 	QuantumResistant *QuantumResistant `json:"quantum_resistant,omitempty"`
 	ReceiptRequired  *ReceiptRequired  `json:"receipt_required,omitempty"`
+	Reattest         *Reattest         `json:"reattest,omitempty"`
 	GeoRestriction   *GeoRestriction   `json:"geo_restriction,omitempty"`
 	SplitKnowledge   *SplitKnowledge   `json:"split_knowledge,omitempty"`
 }
@@ -116,6 +117,12 @@ type QuantumResistant struct {
 
 // ReceiptRequired asks for a receipt within WithinSeconds after the delivery.
 type ReceiptRequired struct {
+	WithinSeconds int64 `json:"within_seconds"`
+	Grade         Grade `json:"grade"`
+}
+
+// Reattest ends the session when the attestation of its device becomes older than WithinSeconds.
+type Reattest struct {
 	WithinSeconds int64 `json:"within_seconds"`
 	Grade         Grade `json:"grade"`
 }

@@ -99,6 +99,8 @@ func decodeObligations(v ast.Value) (Obligations, error) {
 			o.QuantumResistant = &QuantumResistant{Grade: p.grade()}
 		case "receipt_required":
 			o.ReceiptRequired = &ReceiptRequired{WithinSeconds: p.number("within_seconds", 1, maxSeconds), Grade: p.grade()}
+		case "reattest":
+			o.Reattest = &Reattest{WithinSeconds: p.number("within_seconds", 1, maxSeconds), Grade: p.grade()}
 		case "geo_restriction":
 			o.GeoRestriction = &GeoRestriction{Countries: p.countries(), Grade: p.grade()}
 		case "split_knowledge":

@@ -4,7 +4,7 @@
 // A session is one delivery of one version of one secret to one instance:
 //
 //	issued → confirmed → (exhausted | expired | revoked | closed)        exhausted: at grades gated and proxied
-//	issued → unconfirmed → confirmed | (expired | revoked | closed)
+//	issued → unconfirmed → confirmed | (expired | revoked | closed)      unconfirmed: noticed that no receipt came
 //	exhausted → revoked
 //
 // A session in one of the states in parentheses has ended; it never lives again. One whose uses are spent can still
@@ -89,6 +89,8 @@ type Session struct {
 	EndedAt        event.Time   `json:"ended_at,omitzero"`
 	Reason         string       `json:"reason,omitempty"`
 	Revision       event.Digest `json:"revision"`
+	Reattest       uint32       `json:"reattest,omitempty"`  // seconds: how old the device's attestation may become
+	Revocation     event.ID     `json:"revocation,omitzero"` // the order that ended it
 
 	Split    *event.Split `json:"split,omitempty"` // who has to take part before it can be read; shared, never changed
 	Approval event.ID     `json:"approval,omitzero"`
@@ -113,7 +115,7 @@ func Open(e event.Event) (Session, error) {
 		ID: b.Session, State: Issued, RequestID: b.Decision.RequestID, Principal: b.Principal, Instance: b.Instance,
 		Device: b.Device, Secret: b.Secret, Version: b.Version, Class: b.Class, Grade: b.Grade, Suite: b.Suite,
 		KeyID: b.KeyID, EnvelopeDigest: b.EnvelopeDigest, ReceiptLock: b.ReceiptLock, Uses: b.Uses, Epoch: b.Epoch, Offline: b.Offline, InHardware: b.InHardware, Place: b.Place, Places: b.Places, Issued: e.Time,
-		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision, Approval: b.Approval,
+		Expires: b.Expires, ReceiptBy: b.ReceiptBy, Revision: b.Decision.Revision, Reattest: b.Reattest, Approval: b.Approval,
 	}
 	if b.Custody != nil {
 		s.Split = &b.Custody.Split
@@ -125,7 +127,7 @@ func Open(e event.Event) (Session, error) {
 // Time enters through e alone: what comes at or after the end is refused, but for the sweeper's word.
 func Apply(s Session, e event.Event) (Session, error) {
 	past := !e.Time.Time().Before(s.Expires.Time())
-	if _, revokes := e.Body.(event.SessionRevoked); s.State.Ended() && (s.State != Exhausted || !revokes || past) {
+	if s.State.Ended() && (s.State != Exhausted || !revokes(e.Body) || past) {
 		return s, fmt.Errorf("session %s is %s: %w", s.ID, s.State, ErrTransition)
 	}
 	switch b := e.Body.(type) {
@@ -145,6 +147,11 @@ func Apply(s Session, e event.Event) (Session, error) {
 		return s.operate(b.Most, e.Time)
 	case event.SessionRevoked:
 		s.State, s.RevokedAt, s.EndedAt, s.Reason = Revoked, e.Time, e.Time, b.Reason
+	case event.SessionsRevoked:
+		if b.Unreceipted && (s.State != Issued || past) {
+			return s, fmt.Errorf("session %s is %s: %w", s.ID, s.StateAt(e.Time.Time()), ErrTransition)
+		}
+		s.State, s.RevokedAt, s.EndedAt, s.Reason, s.Revocation = Revoked, e.Time, e.Time, b.Reason, b.Revocation
 	case event.SessionClosed:
 		s.State, s.EndedAt = Closed, e.Time
 	case event.SessionsExpired:
@@ -156,6 +163,17 @@ func Apply(s Session, e event.Event) (Session, error) {
 		return s, fmt.Errorf("apply %T to session %s: %w", e.Body, s.ID, ErrTransition)
 	}
 	return s, nil
+}
+
+// revokes says whether an event ends a session by somebody's will.
+func revokes(body event.Body) bool {
+	switch b := body.(type) {
+	case event.SessionRevoked:
+		return true
+	case event.SessionsRevoked:
+		return !b.Unreceipted
+	}
+	return false
 }
 
 // use spends a share. The signed request for it is a receipt as good as any; the last use ends the session.

@@ -62,6 +62,10 @@ type SPIFFE struct {
 // Policy says where the first revision comes from.
 type Policy struct {
 	Dir string `yaml:"dir"`
+	// HoldSharePercent and HoldMinimum say when the sessions that a new revision would end wait for somebody's word:
+	// where they are more than so many per cent of those that live, and at least so many. 0: 20 %, 10.
+	HoldSharePercent int `yaml:"hold_share_percent"`
+	HoldMinimum      int `yaml:"hold_minimum"`
 }
 
 // Place names a database of countries or cities in the MaxMind DB format; empty: no place is known.
@@ -151,6 +155,9 @@ func (c Config) Validate() error {
 	}
 	if _, err := proxy.ParseProxies(c.Proxies); err != nil {
 		fault("proxies", "%v", err)
+	}
+	if c.Policy.HoldSharePercent < 0 || c.Policy.HoldSharePercent > 100 || c.Policy.HoldMinimum < 0 {
+		fault("policy", "hold_share_percent is 0 to 100, and hold_minimum is not negative")
 	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)

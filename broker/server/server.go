@@ -154,6 +154,7 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
+		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
 	})
 	return err
 }

@@ -141,6 +141,14 @@ func about(body event.Body) string {
 		return fmt.Sprintf("%d sessions", len(b.Sessions))
 	case event.SessionsUnconfirmed:
 		return fmt.Sprintf("%d sessions", len(b.Sessions))
+	case event.SessionsRevoked:
+		return fmt.Sprintf("%d sessions: %s", len(b.Sessions), b.Reason)
+	case event.SessionsWiped:
+		return fmt.Sprintf("%d sessions", len(b.Sessions))
+	case event.RevocationOrdered:
+		return fmt.Sprintf("%s %s: %s", b.Selector, b.Value, b.Reason)
+	case event.RevocationCompleted:
+		return fmt.Sprintf("%s %s: %d sessions", b.Selector, b.Value, b.Sessions)
 	case event.DecisionDenied:
 		return b.Decision.Action + " " + b.Decision.Effect
 	case event.OperationPermitted:
@@ -198,6 +206,10 @@ func aboutSystem(body event.Body) string {
 		return b.Kind + ": " + b.Reason
 	case event.RevisionActivated:
 		return fmt.Sprintf("revision %d %s", b.Sequence, show.Shorten(b.Digest.String(), 15))
+	case event.RevisionSwept:
+		return fmt.Sprintf("revision %d %s: %d of %d sessions", b.Sequence, b.Outcome, b.Ending, b.Examined)
+	case event.AttestationDemanded:
+		return b.Device + " by " + b.By.String()
 	case event.Genesis:
 		return b.Origin
 	case event.KeyIntroduced:

@@ -188,10 +188,11 @@ type revisionJSON struct {
 	By          string `json:"by"`
 	Source      string `json:"source"`
 	Note        string `json:"note"`
+	Sweep       string `json:"sweep"` // of the active one: what it did to live sessions
 }
 
 func newRevisionJSON(r *bullav1.Revision) revisionJSON {
-	return revisionJSON{r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote()}
+	return revisionJSON{r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep()}
 }
 
 func revisionFields(r *bullav1.Revision) []show.Field {
@@ -286,7 +287,17 @@ func (a *app) printRevisions(reply *bullav1.ListRevisionsReply) error {
 		rows = append(rows, []string{strconv.FormatUint(r.GetSequence(), 10), active, r.GetDigest(), second(r.GetActivatedAt()), r.GetNote()})
 	}
 	return a.print(answer, func(w io.Writer) error {
-		return show.Table(w, []show.Column{{Title: "REVISION"}, {Title: "ACTIVE"}, {Title: "DIGEST", Max: 15}, {Title: "ACTIVATED"}, {Title: "NOTE", Max: 23}}, rows)
+		if err := show.Table(w, []show.Column{{Title: "REVISION"}, {Title: "ACTIVE"}, {Title: "DIGEST", Max: 15}, {Title: "ACTIVATED"}, {Title: "NOTE", Max: 23}}, rows); err != nil {
+			return err
+		}
+		for _, r := range reply.GetRevisions() {
+			if r.GetSweep() != "" {
+				if _, err := fmt.Fprintf(w, "live sessions under revision %d: %s\n", r.GetSequence(), show.Text(r.GetSweep())); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
 	})
 }
 

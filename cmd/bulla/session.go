@@ -18,11 +18,11 @@ import (
 )
 
 func newSessionCommand(a *app) *cobra.Command {
-	return group("session", "List, show and revoke sessions",
+	return group("session", "List, show, revoke and watch sessions",
 		"A session is one delivery of one version of a secret to one instance of a workload. It ends when it\n"+
 			"expires, is used up, is closed by its holder or is revoked.",
 		"  bulla session list --secret demo/database --state confirmed\n  bulla session revoke ID --reason \"laptop stolen\"",
-		newSessionListCommand(a), newSessionShowCommand(a), newSessionRevokeCommand(a))
+		newSessionListCommand(a), newSessionShowCommand(a), newSessionRevokeCommand(a), newSessionWatchCommand(a))
 }
 
 // sessionJSON is a session in JSON, as lists have it.
@@ -60,6 +60,8 @@ type sessionDetails struct {
 	Used           *uint32 `json:"used"` // null: not by the broker
 	Offline        uint32  `json:"offline"`
 	Ahead          uint32  `json:"ahead"`
+	Standing       string  `json:"standing"` // who has noticed a revocation: confirmed, not yet, offline; "" otherwise
+	WipedAt        *string `json:"wiped_at"`
 }
 
 func newSessionDetails(s *bullav1.Session) sessionDetails {
@@ -67,6 +69,7 @@ func newSessionDetails(s *bullav1.Session) sessionDetails {
 		sessionJSON: newSessionJSON(s), ConfirmedAt: momentOrNull(s.GetConfirmedAt()), EndedAt: momentOrNull(s.GetEndedAt()), Instance: s.GetInstance(),
 		Device: s.GetDevice(), Suite: s.GetSuite(), EnvelopeDigest: s.GetEnvelopeDigest(), PolicyDigest: s.GetRevision(),
 		Offline: s.GetOffline(), Ahead: s.GetAhead(),
+		Standing: s.GetStanding(), WipedAt: momentOrNull(s.GetWipedAt()),
 	}
 	if n := s.GetUses(); n > 0 {
 		d.Uses = &n
@@ -105,6 +108,7 @@ func (a *app) printSession(s *bullav1.Session) error {
 			{Name: "revoked", Value: second(s.GetRevokedAt())},
 			{Name: "ended", Value: second(s.GetEndedAt())},
 			{Name: "reason", Value: s.GetReason()},
+			{Name: "noticed", Value: s.GetStanding()},
 			{Name: "instance", Value: s.GetInstance()},
 			{Name: "device", Value: s.GetDevice()},
 			{Name: "suite", Value: s.GetSuite()},
@@ -211,28 +215,6 @@ func newSessionShowCommand(a *app) *cobra.Command {
 			})
 		},
 	}
-	a.addIdentity(c)
-	return c
-}
-
-func newSessionRevokeCommand(a *app) *cobra.Command {
-	var reason string
-	c := &cobra.Command{
-		Use: "revoke ID --reason TEXT", Short: "End a session",
-		Long: "Ends a session for good. The workload notices at its next call at the latest. To revoke one that has\n" +
-			"ended is no error.",
-		Example: "  bulla session revoke 0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11 --reason \"key leaked\"",
-		Args:    argument("ID"), ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, args []string) error {
-			if err := checkReason(reason); err != nil {
-				return err
-			}
-			return a.withSession(c, args[0], func(ctx context.Context, s bullav1.SessionsClient) (*bullav1.Session, error) {
-				return s.RevokeSession(ctx, &bullav1.RevokeSessionRequest{Id: args[0], Reason: reason})
-			})
-		},
-	}
-	c.Flags().StringVar(&reason, "reason", "", "why, for the record (required)")
 	a.addIdentity(c)
 	return c
 }

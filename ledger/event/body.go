@@ -144,6 +144,7 @@ type SessionIssued struct {
 	InHardware     bool     `json:"in_hardware,omitempty"` // the recipient key, as the device certified it
 	Place          *Place   `json:"place,omitempty"`       // where it was delivered to; nil: not known
 	Places         []string `json:"places,omitempty"`      // countries that it is bound to; none: not bound
+	Reattest       uint32   `json:"reattest,omitempty"`    // seconds: how old the device's attestation may become
 	Decision       Decision `json:"decision"`
 
 	Custody  *Custody `json:"custody,omitempty"` // the round that the requester needs to read it

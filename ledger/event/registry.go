@@ -38,6 +38,12 @@ var bodies = []Body{
 	RoundRejected{},
 	RoundClosed{},
 	RoundExpired{},
+	RevocationOrdered{},
+	RevocationCompleted{},
+	SessionsRevoked{},
+	SessionsWiped{},
+	AttestationDemanded{},
+	RevisionSwept{},
 }
 
 var registry = func() map[Type]reflect.Type {

@@ -265,6 +265,11 @@ func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
 		add("due <= ?", q.ExpiresBefore.UnixMicro())
 		order = "due, idx"
 	}
+	if !q.LiveFrom.IsZero() {
+		from := q.LiveFrom.UnixMicro()
+		add("due >= ? AND (due > ? OR id > ?)", from, from, q.LiveAfter)
+		order = "due, id"
+	}
 	if q.Before != "" {
 		add("idx < (SELECT b.idx FROM sessions b WHERE b.id = ?)", q.Before)
 	}

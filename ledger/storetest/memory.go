@@ -272,6 +272,8 @@ func (v memorySnapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]
 		switch {
 		case !q.ExpiresBefore.IsZero():
 			return cmp.Or(a.Expires.Time().Compare(b.Expires.Time()), cmp.Compare(a.order, b.order))
+		case !q.LiveFrom.IsZero():
+			return cmp.Or(a.Expires.Time().Compare(b.Expires.Time()), cmp.Compare(a.ID.String(), b.ID.String()))
 		case !q.ReceiptBefore.IsZero():
 			return cmp.Or(a.ReceiptBy.Time().Compare(b.ReceiptBy.Time()), cmp.Compare(a.order, b.order))
 		}
@@ -298,6 +300,11 @@ func (v memorySnapshot) matches(s indexedSession, q ledger.SessionQuery) bool {
 	case !q.ReceiptBefore.IsZero() && (s.State != session.Issued || s.ReceiptBy.IsZero() || s.ReceiptBy.Time().After(q.ReceiptBefore) ||
 		!s.Expires.Time().After(q.ReceiptBefore)):
 		return false
+	}
+	if !q.LiveFrom.IsZero() {
+		if at := s.Expires.Time().Compare(q.LiveFrom); s.State.Ended() || at < 0 || at == 0 && s.ID.String() <= q.LiveAfter {
+			return false
+		}
 	}
 	return q.Before == "" || s.order < v.s.sessions[q.Before].order
 }

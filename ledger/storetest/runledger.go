@@ -186,14 +186,43 @@ func sweeps(t *testing.T, store ledger.Store) {
 	l := Founded(t, store, Ring(t))
 	ctx := t.Context()
 	for i := range 30 {
+		Commit(t, l, Issue(Start, time.Duration(1+i%3)*time.Minute, 0))
 		Commit(t, l, Issue(Start, time.Duration(1+i%3)*time.Minute, 30*time.Second))
 	}
-	late, err := l.MarkUnconfirmed(ctx, Start.Add(30*time.Second), 100)
+	late, err := l.EndUnreceipted(ctx, Start.Add(30*time.Second), 100, "no receipt")
 	if len(late) != 30 || err != nil {
-		t.Fatalf("%d unconfirmed: %v", len(late), err)
+		t.Fatalf("%d ended without a receipt: %v", len(late), err)
 	}
-	if late, err = l.MarkUnconfirmed(ctx, Start.Add(31*time.Second), 100); len(late) != 0 || err != nil {
-		t.Fatalf("%d unconfirmed again: %v", len(late), err)
+	if late, err = l.EndUnreceipted(ctx, Start.Add(31*time.Second), 100, "no receipt"); len(late) != 0 || err != nil {
+		t.Fatalf("%d ended without a receipt again: %v", len(late), err)
+	}
+	ended, err := l.Sessions(ctx, ledger.SessionQuery{States: []string{"revoked"}})
+	if len(ended) != 30 || err != nil || ended[0].Reason != "no receipt" {
+		t.Errorf("%d revoked, %v", len(ended), err)
+	}
+	// All that live are gone through in pages while some of them end.
+	seen, q := 0, ledger.SessionQuery{LiveFrom: time.UnixMicro(1), Max: 7}
+	for {
+		page, err := l.Sessions(ctx, q)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(page) == 0 {
+			break
+		}
+		seen += len(page)
+		last := page[len(page)-1]
+		q.LiveFrom, q.LiveAfter = last.Expires.Time(), last.ID.String()
+		if len(page) < q.Max {
+			continue // else one that comes instead would be found at the end, for ever
+		}
+		if gone, err := l.RevokeSessions(ctx, Start.Add(32*time.Second), []event.ID{last.ID, ended[0].ID}, "x", event.ID{}); err != nil || len(gone) != 1 || gone[0] != last.ID {
+			t.Fatalf("of a live session and one that has ended, %v were revoked: %v", gone, err)
+		}
+		Commit(t, l, Issue(Start, last.Expires.Time().Sub(Start), 0)) // another one lives instead
+	}
+	if seen < 30 || seen > 35 {
+		t.Errorf("%d sessions were gone through, want each of the 30 once, and perhaps those that came meanwhile", seen)
 	}
 	for _, step := range []struct{ minutes, limit, want int }{{1, 4, 4}, {1, 100, 6}, {2, 100, 10}, {2, 100, 0}, {3, 100, 10}, {9, 100, 0}} {
 		n, err := l.ExpireSessions(ctx, Start.Add(time.Duration(step.minutes)*time.Minute), step.limit)
@@ -231,7 +260,7 @@ func sweepsLate(t *testing.T, store ledger.Store) {
 	}
 	var once sync.Once
 	h.Plan(func(batch []ledger.Record) Fault {
-		if _, ok := batch[0].Event.Body.(event.SessionsUnconfirmed); ok {
+		if _, ok := batch[0].Event.Body.(event.SessionsRevoked); ok {
 			once.Do(func() {
 				var receipts []ledger.Record
 				for _, i := range []int{2, 5} {
@@ -244,7 +273,7 @@ func sweepsLate(t *testing.T, store ledger.Store) {
 		}
 		return FaultNone
 	})
-	swept, err := l.MarkUnconfirmed(t.Context(), Start.Add(time.Minute), 100)
+	swept, err := l.EndUnreceipted(t.Context(), Start.Add(time.Minute), 100, "no receipt")
 	if len(swept) != 6 || err != nil {
 		t.Fatalf("%d swept: %v", len(swept), err)
 	}

@@ -4,6 +4,7 @@
 //	go run ./test/bench [-seconds 5] [-callers 1,8,64]
 //	go run ./test/bench -sessions 1000000       growth: a full store beside an empty one
 //	go run ./test/bench -clients 1000           memory: the broker with so many connections
+//	go run ./test/bench -watchers 1000          a revocation with so many watching clients
 //
 // Three processes take part: a broker (`bulla dev`, the real program), a bare gRPC server over the same mutual
 // TLS, and this one, which makes the load with the Go SDK. CPU is what the kernel accounted to the server's
@@ -35,12 +36,13 @@ func main() {
 	callers := flag.String("callers", "1,8,64", "numbers of callers, separated by commas")
 	sessions := flag.Int("sessions", 0, "compare an empty store with one of so many live sessions, instead")
 	clients := flag.Int("clients", 0, "connect so many clients and say what the broker holds, instead")
+	watchers := flag.Int("watchers", 0, "measure a revocation with so many watching clients instead")
 	binary := flag.String("bulla", "", "the bulla program; built from this checkout when empty")
 	flag.Parse()
 	if os.Getenv(roleEnv) != "" {
 		exit(bare())
 	}
-	exit(bench(options{*binary, *callers, time.Duration(*seconds) * time.Second, *sessions, *clients}))
+	exit(bench(options{*binary, *callers, time.Duration(*seconds) * time.Second, *sessions, *clients, *watchers}))
 }
 
 // options are the flags.
@@ -48,6 +50,7 @@ type options struct {
 	binary, callers   string
 	length            time.Duration
 	sessions, clients int
+	watchers          int
 }
 
 func exit(err error) {
@@ -85,6 +88,8 @@ func bench(o options) (err error) {
 		return err
 	case o.clients > 0:
 		return connections(ctx, o.binary, dir, o.clients, os.Stdout)
+	case o.watchers > 0:
+		return watching(ctx, o.binary, dir, o.watchers, os.Stdout)
 	}
 	return floors(ctx, o.binary, dir, numbers, o.length, os.Stdout)
 }

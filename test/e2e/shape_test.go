@@ -189,6 +189,7 @@ func sessionDetailsShape() fields {
 		"confirmed_at": orNull(moment), "ended_at": orNull(moment), "instance": word, "device": text, "suite": word,
 		"envelope_digest": matching(digestPattern), "policy_digest": matching(digestPattern),
 		"uses": orNull(whole), "used": orNull(whole), "offline": whole, "ahead": whole,
+		"standing": text, "wiped_at": orNull(moment),
 	})
 }
 
@@ -205,7 +206,7 @@ func deviceShape() fields {
 
 func revisionShape() fields {
 	return fields{
-		"digest": matching(digestPattern), "revision": whole, "active": boolean, "activated_at": moment, "by": text, "source": word, "note": text,
+		"digest": matching(digestPattern), "revision": whole, "active": boolean, "activated_at": moment, "by": text, "source": word, "note": text, "sweep": text,
 	}
 }
 

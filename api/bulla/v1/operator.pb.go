@@ -494,8 +494,12 @@ type Session struct {
 	Used           uint32                 `protobuf:"varint,19,opt,name=used,proto3" json:"used,omitempty"`       // by the broker's count, at grades gated and proxied
 	Offline        uint32                 `protobuf:"varint,20,opt,name=offline,proto3" json:"offline,omitempty"` // uses that may be fetched ahead
 	Ahead          uint32                 `protobuf:"varint,21,opt,name=ahead,proto3" json:"ahead,omitempty"`     // and those that were
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// Who has noticed the end: "confirmed" (the client has wiped what it held), "not yet" (it is connected) or
+	// "offline"; empty while the session lives.
+	Standing      string                 `protobuf:"bytes,22,opt,name=standing,proto3" json:"standing,omitempty"`
+	WipedAt       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=wiped_at,json=wipedAt,proto3" json:"wiped_at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Session) Reset() {
@@ -673,6 +677,20 @@ func (x *Session) GetAhead() uint32 {
 		return x.Ahead
 	}
 	return 0
+}
+
+func (x *Session) GetStanding() string {
+	if x != nil {
+		return x.Standing
+	}
+	return ""
+}
+
+func (x *Session) GetWipedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.WipedAt
+	}
+	return nil
 }
 
 type GetSessionRequest struct {
@@ -1416,6 +1434,7 @@ type Revision struct {
 	ActivatedAt   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=activated_at,json=activatedAt,proto3" json:"activated_at,omitempty"`
 	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
 	Active        bool                   `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
+	Sweep         string                 `protobuf:"bytes,8,opt,name=sweep,proto3" json:"sweep,omitempty"` // of the active one: how far its effect on live sessions is
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1497,6 +1516,13 @@ func (x *Revision) GetActive() bool {
 		return x.Active
 	}
 	return false
+}
+
+func (x *Revision) GetSweep() string {
+	if x != nil {
+		return x.Sweep
+	}
+	return ""
 }
 
 type GetRevisionRequest struct {
@@ -2371,7 +2397,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"Z\n" +
 	"\x10ListSecretsReply\x122\n" +
 	"\asecrets\x18\x01 \x03(\v2\x18.bulla.v1.SecretMetadataR\asecrets\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\tR\x04next\"\xb9\x05\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\x8c\x06\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
@@ -2396,7 +2422,9 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x04uses\x18\x12 \x01(\rR\x04uses\x12\x12\n" +
 	"\x04used\x18\x13 \x01(\rR\x04used\x12\x18\n" +
 	"\aoffline\x18\x14 \x01(\rR\aoffline\x12\x14\n" +
-	"\x05ahead\x18\x15 \x01(\rR\x05ahead\"#\n" +
+	"\x05ahead\x18\x15 \x01(\rR\x05ahead\x12\x1a\n" +
+	"\bstanding\x18\x16 \x01(\tR\bstanding\x125\n" +
+	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\x13ListSessionsRequest\x12\x1c\n" +
@@ -2446,7 +2474,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"C\n" +
 	"\x13PushRevisionRequest\x12\x18\n" +
 	"\aarchive\x18\x01 \x01(\fR\aarchive\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"\xd1\x01\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"\xe7\x01\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x16\n" +
@@ -2454,7 +2482,8 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x04note\x18\x04 \x01(\tR\x04note\x12=\n" +
 	"\factivated_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vactivatedAt\x12\x0e\n" +
 	"\x02by\x18\x06 \x01(\tR\x02by\x12\x16\n" +
-	"\x06active\x18\a \x01(\bR\x06active\",\n" +
+	"\x06active\x18\a \x01(\bR\x06active\x12\x14\n" +
+	"\x05sweep\x18\b \x01(\tR\x05sweep\",\n" +
 	"\x12GetRevisionRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"[\n" +
 	"\x0fRevisionArchive\x12.\n" +
@@ -2604,60 +2633,61 @@ var file_bulla_v1_operator_proto_depIdxs = []int32{
 	38, // 5: bulla.v1.Session.revoked_at:type_name -> google.protobuf.Timestamp
 	38, // 6: bulla.v1.Session.confirmed_at:type_name -> google.protobuf.Timestamp
 	38, // 7: bulla.v1.Session.ended_at:type_name -> google.protobuf.Timestamp
-	7,  // 8: bulla.v1.ListSessionsReply.sessions:type_name -> bulla.v1.Session
-	38, // 9: bulla.v1.Device.enrolled_at:type_name -> google.protobuf.Timestamp
-	38, // 10: bulla.v1.Device.revoked_at:type_name -> google.protobuf.Timestamp
-	15, // 11: bulla.v1.ListDevicesReply.devices:type_name -> bulla.v1.Device
-	38, // 12: bulla.v1.Revision.activated_at:type_name -> google.protobuf.Timestamp
-	21, // 13: bulla.v1.RevisionArchive.revision:type_name -> bulla.v1.Revision
-	21, // 14: bulla.v1.ListRevisionsReply.revisions:type_name -> bulla.v1.Revision
-	30, // 15: bulla.v1.ExportItem.records:type_name -> bulla.v1.AuditRecord
-	37, // 16: bulla.v1.DoctorReply.checks:type_name -> bulla.v1.DoctorCheck
-	0,  // 17: bulla.v1.Secrets.PutSecret:input_type -> bulla.v1.PutSecretRequest
-	39, // 18: bulla.v1.Secrets.GenerateSecret:input_type -> bulla.v1.GenerateSecretRequest
-	2,  // 19: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
-	5,  // 20: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
-	8,  // 21: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
-	9,  // 22: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
-	11, // 23: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
-	12, // 24: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
-	14, // 25: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
-	16, // 26: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
-	17, // 27: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
-	19, // 28: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
-	20, // 29: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
-	22, // 30: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
-	24, // 31: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
-	26, // 32: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
-	28, // 33: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
-	31, // 34: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
-	33, // 35: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
-	35, // 36: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
-	1,  // 37: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
-	40, // 38: bulla.v1.Secrets.GenerateSecret:output_type -> bulla.v1.GenerateSecretReply
-	3,  // 39: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
-	6,  // 40: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
-	7,  // 41: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
-	10, // 42: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
-	7,  // 43: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
-	13, // 44: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
-	15, // 45: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
-	15, // 46: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
-	18, // 47: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
-	15, // 48: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
-	21, // 49: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
-	23, // 50: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
-	25, // 51: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
-	27, // 52: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
-	29, // 53: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
-	32, // 54: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
-	34, // 55: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
-	36, // 56: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
-	37, // [37:57] is the sub-list for method output_type
-	17, // [17:37] is the sub-list for method input_type
-	17, // [17:17] is the sub-list for extension type_name
-	17, // [17:17] is the sub-list for extension extendee
-	0,  // [0:17] is the sub-list for field type_name
+	38, // 8: bulla.v1.Session.wiped_at:type_name -> google.protobuf.Timestamp
+	7,  // 9: bulla.v1.ListSessionsReply.sessions:type_name -> bulla.v1.Session
+	38, // 10: bulla.v1.Device.enrolled_at:type_name -> google.protobuf.Timestamp
+	38, // 11: bulla.v1.Device.revoked_at:type_name -> google.protobuf.Timestamp
+	15, // 12: bulla.v1.ListDevicesReply.devices:type_name -> bulla.v1.Device
+	38, // 13: bulla.v1.Revision.activated_at:type_name -> google.protobuf.Timestamp
+	21, // 14: bulla.v1.RevisionArchive.revision:type_name -> bulla.v1.Revision
+	21, // 15: bulla.v1.ListRevisionsReply.revisions:type_name -> bulla.v1.Revision
+	30, // 16: bulla.v1.ExportItem.records:type_name -> bulla.v1.AuditRecord
+	37, // 17: bulla.v1.DoctorReply.checks:type_name -> bulla.v1.DoctorCheck
+	0,  // 18: bulla.v1.Secrets.PutSecret:input_type -> bulla.v1.PutSecretRequest
+	39, // 19: bulla.v1.Secrets.GenerateSecret:input_type -> bulla.v1.GenerateSecretRequest
+	2,  // 20: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
+	5,  // 21: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
+	8,  // 22: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
+	9,  // 23: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
+	11, // 24: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
+	12, // 25: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
+	14, // 26: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
+	16, // 27: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
+	17, // 28: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
+	19, // 29: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
+	20, // 30: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
+	22, // 31: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
+	24, // 32: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
+	26, // 33: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
+	28, // 34: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
+	31, // 35: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
+	33, // 36: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
+	35, // 37: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
+	1,  // 38: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
+	40, // 39: bulla.v1.Secrets.GenerateSecret:output_type -> bulla.v1.GenerateSecretReply
+	3,  // 40: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
+	6,  // 41: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
+	7,  // 42: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
+	10, // 43: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
+	7,  // 44: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
+	13, // 45: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
+	15, // 46: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
+	15, // 47: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
+	18, // 48: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
+	15, // 49: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
+	21, // 50: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
+	23, // 51: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
+	25, // 52: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
+	27, // 53: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
+	29, // 54: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
+	32, // 55: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
+	34, // 56: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
+	36, // 57: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
+	38, // [38:58] is the sub-list for method output_type
+	18, // [18:38] is the sub-list for method input_type
+	18, // [18:18] is the sub-list for extension type_name
+	18, // [18:18] is the sub-list for extension extendee
+	0,  // [0:18] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_operator_proto_init() }

@@ -208,7 +208,7 @@ func (x *Proof) GetSignature() []byte {
 
 type SignedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest, UseRequest, OperateRequest or StatusRequest
+	Payload       []byte                 `protobuf:"bytes,1,opt,name=payload,proto3" json:"payload,omitempty"` // AttestRequest, DeliverRequest, AcknowledgeRequest, UseRequest, OperateRequest, StatusRequest, WatchRequest or ConfirmEndRequest
 	Proof         *Proof                 `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1312,7 +1312,7 @@ var File_bulla_v1_workload_proto protoreflect.FileDescriptor
 
 const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\n" +
-	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x15bulla/v1/factor.proto\x1a\x16bulla/v1/operate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
+	"\x17bulla/v1/workload.proto\x12\bbulla.v1\x1a\x15bulla/v1/factor.proto\x1a\x16bulla/v1/operate.proto\x1a\x14bulla/v1/watch.proto\x1a\x1fgoogle/protobuf/timestamp.proto\",\n" +
 	"\x10ChallengeRequest\x12\x18\n" +
 	"\abinding\x18\x01 \x01(\fR\abinding\"\x96\x01\n" +
 	"\x0eChallengeReply\x12\x14\n" +
@@ -1433,7 +1433,7 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"support_id\x18\x04 \x01(\tR\tsupportId\x12\x14\n" +
 	"\x05check\x18\x05 \x01(\tR\x05check\x12\x1d\n" +
 	"\n" +
-	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xaf\x03\n" +
+	"next_nonce\x18\x06 \x01(\fR\tnextNonce2\xab\x04\n" +
 	"\x06Broker\x12A\n" +
 	"\tChallenge\x12\x1a.bulla.v1.ChallengeRequest\x1a\x18.bulla.v1.ChallengeReply\x128\n" +
 	"\x06Attest\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.AttestReply\x12:\n" +
@@ -1441,7 +1441,10 @@ const file_bulla_v1_workload_proto_rawDesc = "" +
 	"\vAcknowledge\x12\x17.bulla.v1.SignedRequest\x1a\x1a.bulla.v1.AcknowledgeReply\x122\n" +
 	"\x03Use\x12\x17.bulla.v1.SignedRequest\x1a\x12.bulla.v1.UseReply\x12:\n" +
 	"\aOperate\x12\x17.bulla.v1.SignedRequest\x1a\x16.bulla.v1.OperateReply\x128\n" +
-	"\x06Status\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.StatusReplyB5Z3github.com/bulla-project/bulla/api/bulla/v1;bullav1b\x06proto3"
+	"\x06Status\x12\x17.bulla.v1.SignedRequest\x1a\x15.bulla.v1.StatusReply\x128\n" +
+	"\x05Watch\x12\x17.bulla.v1.SignedRequest\x1a\x14.bulla.v1.WatchReply0\x01\x12@\n" +
+	"\n" +
+	"ConfirmEnd\x12\x17.bulla.v1.SignedRequest\x1a\x19.bulla.v1.ConfirmEndReplyB5Z3github.com/bulla-project/bulla/api/bulla/v1;bullav1b\x06proto3"
 
 var (
 	file_bulla_v1_workload_proto_rawDescOnce sync.Once
@@ -1478,6 +1481,8 @@ var file_bulla_v1_workload_proto_goTypes = []any{
 	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
 	(*Factor)(nil),                // 19: bulla.v1.Factor
 	(*OperateReply)(nil),          // 20: bulla.v1.OperateReply
+	(*WatchReply)(nil),            // 21: bulla.v1.WatchReply
+	(*ConfirmEndReply)(nil),       // 22: bulla.v1.ConfirmEndReply
 }
 var file_bulla_v1_workload_proto_depIdxs = []int32{
 	18, // 0: bulla.v1.ChallengeReply.now:type_name -> google.protobuf.Timestamp
@@ -1496,15 +1501,19 @@ var file_bulla_v1_workload_proto_depIdxs = []int32{
 	3,  // 13: bulla.v1.Broker.Use:input_type -> bulla.v1.SignedRequest
 	3,  // 14: bulla.v1.Broker.Operate:input_type -> bulla.v1.SignedRequest
 	3,  // 15: bulla.v1.Broker.Status:input_type -> bulla.v1.SignedRequest
-	1,  // 16: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
-	5,  // 17: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
-	7,  // 18: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
-	12, // 19: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
-	14, // 20: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
-	20, // 21: bulla.v1.Broker.Operate:output_type -> bulla.v1.OperateReply
-	16, // 22: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
-	16, // [16:23] is the sub-list for method output_type
-	9,  // [9:16] is the sub-list for method input_type
+	3,  // 16: bulla.v1.Broker.Watch:input_type -> bulla.v1.SignedRequest
+	3,  // 17: bulla.v1.Broker.ConfirmEnd:input_type -> bulla.v1.SignedRequest
+	1,  // 18: bulla.v1.Broker.Challenge:output_type -> bulla.v1.ChallengeReply
+	5,  // 19: bulla.v1.Broker.Attest:output_type -> bulla.v1.AttestReply
+	7,  // 20: bulla.v1.Broker.Deliver:output_type -> bulla.v1.DeliverReply
+	12, // 21: bulla.v1.Broker.Acknowledge:output_type -> bulla.v1.AcknowledgeReply
+	14, // 22: bulla.v1.Broker.Use:output_type -> bulla.v1.UseReply
+	20, // 23: bulla.v1.Broker.Operate:output_type -> bulla.v1.OperateReply
+	16, // 24: bulla.v1.Broker.Status:output_type -> bulla.v1.StatusReply
+	21, // 25: bulla.v1.Broker.Watch:output_type -> bulla.v1.WatchReply
+	22, // 26: bulla.v1.Broker.ConfirmEnd:output_type -> bulla.v1.ConfirmEndReply
+	18, // [18:27] is the sub-list for method output_type
+	9,  // [9:18] is the sub-list for method input_type
 	9,  // [9:9] is the sub-list for extension type_name
 	9,  // [9:9] is the sub-list for extension extendee
 	0,  // [0:9] is the sub-list for field type_name
@@ -1517,6 +1526,7 @@ func file_bulla_v1_workload_proto_init() {
 	}
 	file_bulla_v1_factor_proto_init()
 	file_bulla_v1_operate_proto_init()
+	file_bulla_v1_watch_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{

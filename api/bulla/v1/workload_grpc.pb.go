@@ -28,6 +28,8 @@ const (
 	Broker_Use_FullMethodName         = "/bulla.v1.Broker/Use"
 	Broker_Operate_FullMethodName     = "/bulla.v1.Broker/Operate"
 	Broker_Status_FullMethodName      = "/bulla.v1.Broker/Status"
+	Broker_Watch_FullMethodName       = "/bulla.v1.Broker/Watch"
+	Broker_ConfirmEnd_FullMethodName  = "/bulla.v1.Broker/ConfirmEnd"
 )
 
 // BrokerClient is the client API for Broker service.
@@ -52,6 +54,10 @@ type BrokerClient interface {
 	Operate(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error)
+	// Watch tells an instance what becomes of its sessions, as it happens; see watch.proto.
+	Watch(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReply], error)
+	// ConfirmEnd says that the instance has wiped what it held of sessions that ended.
+	ConfirmEnd(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*ConfirmEndReply, error)
 }
 
 type brokerClient struct {
@@ -132,6 +138,35 @@ func (c *brokerClient) Status(ctx context.Context, in *SignedRequest, opts ...gr
 	return out, nil
 }
 
+func (c *brokerClient) Watch(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReply], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &Broker_ServiceDesc.Streams[0], Broker_Watch_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[SignedRequest, WatchReply]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Broker_WatchClient = grpc.ServerStreamingClient[WatchReply]
+
+func (c *brokerClient) ConfirmEnd(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*ConfirmEndReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ConfirmEndReply)
+	err := c.cc.Invoke(ctx, Broker_ConfirmEnd_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // BrokerServer is the server API for Broker service.
 // All implementations must embed UnimplementedBrokerServer
 // for forward compatibility.
@@ -154,6 +189,10 @@ type BrokerServer interface {
 	Operate(context.Context, *SignedRequest) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(context.Context, *SignedRequest) (*StatusReply, error)
+	// Watch tells an instance what becomes of its sessions, as it happens; see watch.proto.
+	Watch(*SignedRequest, grpc.ServerStreamingServer[WatchReply]) error
+	// ConfirmEnd says that the instance has wiped what it held of sessions that ended.
+	ConfirmEnd(context.Context, *SignedRequest) (*ConfirmEndReply, error)
 	mustEmbedUnimplementedBrokerServer()
 }
 
@@ -184,6 +223,12 @@ func (UnimplementedBrokerServer) Operate(context.Context, *SignedRequest) (*Oper
 }
 func (UnimplementedBrokerServer) Status(context.Context, *SignedRequest) (*StatusReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method Status not implemented")
+}
+func (UnimplementedBrokerServer) Watch(*SignedRequest, grpc.ServerStreamingServer[WatchReply]) error {
+	return status.Error(codes.Unimplemented, "method Watch not implemented")
+}
+func (UnimplementedBrokerServer) ConfirmEnd(context.Context, *SignedRequest) (*ConfirmEndReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method ConfirmEnd not implemented")
 }
 func (UnimplementedBrokerServer) mustEmbedUnimplementedBrokerServer() {}
 func (UnimplementedBrokerServer) testEmbeddedByValue()                {}
@@ -332,6 +377,35 @@ func _Broker_Status_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Broker_Watch_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(SignedRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(BrokerServer).Watch(m, &grpc.GenericServerStream[SignedRequest, WatchReply]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type Broker_WatchServer = grpc.ServerStreamingServer[WatchReply]
+
+func _Broker_ConfirmEnd_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(SignedRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(BrokerServer).ConfirmEnd(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Broker_ConfirmEnd_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(BrokerServer).ConfirmEnd(ctx, req.(*SignedRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Broker_ServiceDesc is the grpc.ServiceDesc for Broker service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -367,7 +441,17 @@ var Broker_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "Status",
 			Handler:    _Broker_Status_Handler,
 		},
+		{
+			MethodName: "ConfirmEnd",
+			Handler:    _Broker_ConfirmEnd_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "Watch",
+			Handler:       _Broker_Watch_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "bulla/v1/workload.proto",
 }
