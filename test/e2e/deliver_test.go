@@ -75,7 +75,7 @@ func TestOutFileIsTheOwnersAlone(t *testing.T) {
 func factorNames() []string {
 	return []string{
 		"identity", "svid_age", "attestation_age", "attestation_trust", "attestation_tier", "zone", "transit", "request_rate", "novelty",
-		"hour_of_week", "denials", "unconfirmed",
+		"hour_of_week", "denials", "unconfirmed", "new_country", "geo_velocity", "external",
 	}
 }
 

@@ -79,11 +79,11 @@ type result struct {
 // stdout with -o json; a failure is said on stderr.
 func (c command) bulla(t testing.TB) result {
 	t.Helper()
+	if c.binary == "" {
+		c.binary = xtest.Binary(t) // the first one builds it, which is no part of the command's time
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	if c.binary == "" {
-		c.binary = xtest.Binary(t)
-	}
 	cmd := exec.CommandContext(ctx, c.binary, c.args...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = bytes.NewReader(c.stdin), &stdout, &stderr
