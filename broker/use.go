@@ -277,6 +277,9 @@ func (b *Broker) usedBefore(
 ) (*bullav1.UseReply, error) {
 	before, err := b.ledger.Request(ctx, useKey(who))
 	if errors.Is(err, ledger.ErrNotFound) {
+		if s.HasSpent(want.number) { // in answer to another request
+			return nil, b.spent(ctx, now, who, s, want)
+		}
 		return nil, nil
 	}
 	if err != nil {
