@@ -131,6 +131,12 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.RoundRejected{},
 		event.RoundClosed{},
 		event.RoundExpired{},
+		event.RevocationOrdered{},
+		event.RevocationCompleted{},
+		event.SessionsRevoked{},
+		event.SessionsWiped{},
+		event.AttestationDemanded{},
+		event.RevisionSwept{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {
