@@ -271,9 +271,14 @@ func (s sealed) blob() *ledger.Blob {
 	return s.dealt.blob
 }
 
-// divisible says why a value can't be split. One that came split is a package already.
-func (t terms) divisible(value secret.Bytes) (unmet string) {
-	if t.custody == nil || !t.custody.Manifest.IsZero() || value.Len() <= split.MaxSecret {
+// divisible says why a value can't be split for this request. One that came split is a package already.
+func (t terms) divisible(asked ask, value secret.Bytes) (unmet string) {
+	switch {
+	case t.custody == nil:
+		return ""
+	case len(asked.shown) > 0: // a bearer token must not be on the record, nor with custodians
+		return "the policy demands split_knowledge, and custodians would see the token that this request shows: ask without one"
+	case !t.custody.Manifest.IsZero() || value.Len() <= split.MaxSecret:
 		return ""
 	}
 	return fmt.Sprintf("the policy demands split_knowledge, and a secret of more than %d bytes can't be split: put a key there, and encrypt the rest with it", split.MaxSecret)

@@ -91,7 +91,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	defer value.Zero()
-	if unmet := terms.divisible(value); unmet != "" {
+	if unmet := terms.divisible(asked, value); unmet != "" {
 		return nil, b.unmet(ctx, now, who, permit, unmet)
 	}
 	sealed, err := b.seal(now, who, asked, device, target, terms, value)

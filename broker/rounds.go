@@ -71,8 +71,8 @@ func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Rou
 	if err != nil {
 		return round.Round{}, err
 	}
-	if asked.factors, err = s.factors(ctx, now, who, asked.shown); err != nil {
-		return round.Round{}, err
+	if len(asked.shown) > 0 { // a bearer token must not be on the record, nor with approvers
+		return round.Round{}, s.rejectRequest(ctx, now, who, checkRound, asked.name.String(), "approvers would see the token that the delivery shows: ask without one")
 	}
 	active, err := s.current(ctx)
 	if err != nil {
@@ -108,7 +108,7 @@ func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Rou
 		Expires: event.NewTime(now.Add(roundLife)), Request: who.signed(), Decision: verdict.record(who.id),
 	})
 	_, err = s.ledger.Commit(ctx, ledger.Commit{
-		Event: opened, Require: append(said.unchanged(), active.unchanged(), target.unchanged()),
+		Event: opened, Require: []ledger.Precondition{active.unchanged(), target.unchanged()},
 		Counters: []ledger.Counter{roundCounter(who.caller.id.String(), now)},
 	})
 	if err != nil && !errors.Is(err, ledger.ErrTransition) {

@@ -184,4 +184,4 @@ func (c *Client) recipientKey() (*envelope.Recipient, error) {
 	return r, nil
 }
 
-func newRequestID(c *Client) string { return event.NewID(c.cfg.Now()).String() }
+func newRequestID(c *Client) string { return event.NewRequestID(c.cfg.Now()).String() }

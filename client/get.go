@@ -44,9 +44,9 @@ func WithUses(n uint32) GetOption {
 }
 
 // Get delivers a secret: it asks for it, attests the device and asks once more if the policy wants that,
-// opens the envelope and hands in the receipt. Where other people have to take part it waits for them, as long as
-// ctx lets it: see Config.OnRound. A receipt that could not be handed in gives the secret
-// together with ErrReceipt, unless the policy demands the receipt: then there is no secret.
+// opens the envelope and hands in the receipt. A receipt that could not be handed in gives the secret
+// together with ErrReceipt, unless the policy demands the receipt: then there is no secret. Where other people have to
+// take part it waits for them, as long as ctx lets it: see Config.OnRound.
 func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secret, error) {
 	parsed, err := secret.ParseName(name)
 	if err != nil {
@@ -63,14 +63,14 @@ func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secr
 		if s != nil || !errors.As(err, &refused) {
 			return s, err
 		}
-		if !approved && refused.approvable() {
+		switch {
+		case !approved && refused.approvable():
 			if err := c.awaitApproval(ctx, q); err != nil {
-				return nil, err
+				return nil, fmt.Errorf("get %s: %w", name, err)
 			}
 			satisfied, approved = false, true // an attestation may have become too old meanwhile
 			continue
-		}
-		if satisfied {
+		case satisfied:
 			return nil, err
 		}
 		factors, more, failed := c.satisfy(ctx, refused)
@@ -81,7 +81,7 @@ func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secr
 			return nil, err
 		}
 		satisfied = true
-		if !approved { // the key may be another one now; approvals are for the one that they were asked for
+		if !approved { // approvals are for the very question that they were asked for
 			if q, err = c.question(parsed, append(opts[:len(opts):len(opts)], withFactors(factors))); err != nil {
 				return nil, err
 			}
@@ -94,7 +94,8 @@ func withFactors(factors []*bullav1.Factor) GetOption {
 	return func(r *bullav1.DeliverRequest) { r.Factors = factors }
 }
 
-// deliver asks once (with the retries of one request), opens and acknowledges.
+// deliver asks once (with the retries of one request), opens and acknowledges. Where others have to take part, it waits
+// for them.
 func (c *Client) deliver(ctx context.Context, q *question) (*Secret, error) {
 	ask, req := q.ask, q.req
 	reply, err := call(ctx, c, bullav1.Broker_Deliver_FullMethodName, req, fixed(ask), c.broker.Deliver)
@@ -122,6 +123,7 @@ func (c *Client) deliver(ctx context.Context, q *question) (*Secret, error) {
 		opened.Wipe()
 		return nil, err
 	}
+	s.shows = len(ask.GetFactors()) > 0
 	late := c.acknowledge(ctx, s, opened)
 	if late != nil && reply.GetReceiptRequired() {
 		s.Close()

@@ -106,9 +106,10 @@ type Signals struct {
 	History     *History     `json:"history"`
 	Request     Request      `json:"request"`
 	// What came later is left out where there is none, so that what was recorded before stays canonical.
-	Factors   []Factor         `json:"factors,omitempty"`
-	External  []ExternalSignal `json:"external,omitempty"`
-	Approvals []Approval       `json:"approvals,omitempty"` // of this very request
+	Factors  []Factor         `json:"factors,omitempty"`
+	External []ExternalSignal `json:"external,omitempty"`
+	// Approvals are those of this very request.
+	Approvals []Approval `json:"approvals,omitempty"`
 }
 
 // Factor is a token that the caller showed inside a signed request and that was verified: what its issuer says, not

@@ -252,3 +252,20 @@ func TestCountersGrow(t *testing.T) {
 		}
 	}
 }
+
+// An id says when it was made, and the two kinds of new ones are well-formed; that of a request keeps to the clock.
+func TestIDsHaveATime(t *testing.T) {
+	ahead := NewID(at.Add(time.Hour)) // and every later one of NewID stays above it
+	for _, id := range []ID{NewRequestID(at), NewRequestID(at)} {
+		parsed, err := ParseID(id.String())
+		if err != nil || parsed != id || !id.Time().Equal(at.Truncate(time.Millisecond)) {
+			t.Errorf("%s: %v, of %s", id, err, id.Time())
+		}
+		if id.String() < IDsFrom(at) || id.String() >= IDsFrom(at.Add(time.Millisecond)) || ahead.String() < IDsFrom(at.Add(time.Hour)) {
+			t.Errorf("%s is not where ids of its time are", id)
+		}
+	}
+	if !NewID(at).Time().After(at) {
+		t.Error("NewID went back")
+	}
+}

@@ -37,6 +37,17 @@ func NewID(now time.Time) ID {
 	return id
 }
 
+// NewRequestID returns an id for the time now that is in no order with others of its millisecond. Unlike NewID it never
+// runs ahead of the clock, which others judge it by.
+func NewRequestID(now time.Time) ID {
+	var id ID
+	_, _ = rand.Read(id[6:]) // never fails since Go 1.24
+	binary.BigEndian.PutUint32(id[:4], uint32(now.UnixMilli()>>16))
+	binary.BigEndian.PutUint16(id[4:6], uint16(now.UnixMilli()))
+	id[6], id[8] = id[6]&0x0f|0x70, id[8]&0x3f|0x80
+	return id
+}
+
 // IDsFrom is below every id of the time t or later, and above those of earlier milliseconds.
 func IDsFrom(t time.Time) string {
 	var id ID

@@ -398,7 +398,7 @@ func openApproval(t *testing.T, r *rig.Rig, name string) *approvalAsk {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &approvalAsk{w, event.NewID(time.Now()).String(), body}
+	a := &approvalAsk{w, event.NewRequestID(time.Now()).String(), body}
 	reply, err := bullav1.NewRoundsClient(w.Conn).OpenRound(t.Context(), w.SignAs(bullav1.Rounds_OpenRound_FullMethodName, a.id, &bullav1.OpenRoundRequest{Deliver: body}))
 	if err != nil {
 		t.Fatal(err)
@@ -467,6 +467,17 @@ func TestAbuse_A53_approvals_are_for_one_request(t *testing.T) {
 	a.w.Challenge(nil)
 	_, err = rounds.OpenRound(t.Context(), a.w.SignAs(bullav1.Rounds_OpenRound_FullMethodName, a.id, &bullav1.OpenRoundRequest{Deliver: a.body}))
 	wantCode(t, "a second round of the request", err, codes.FailedPrecondition, "round")
+
+	// A bearer token is not put on the record, nor shown to approvers.
+	withToken, _ := a.w.Ask("demo/approved")
+	withToken.Factors = []*bullav1.Factor{{Kind: "oidc", Token: "eyJhbGciOiJub25lIn0.a-bearer-token."}}
+	shows, err := proto.Marshal(withToken)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a.w.Challenge(nil)
+	_, err = rounds.OpenRound(t.Context(), a.w.SignAs(bullav1.Rounds_OpenRound_FullMethodName, event.NewRequestID(time.Now()).String(), &bullav1.OpenRoundRequest{Deliver: shows}))
+	wantCode(t, "a round of a request that shows a token", err, codes.FailedPrecondition, "round")
 
 	b := openApproval(t, r, "demo/approved")
 	approve(t, r, "custodian-1", b.id)
