@@ -14,7 +14,6 @@ import (
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/ledger"
-	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -129,18 +128,10 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 
 func recordReply(e ledger.Entry) *bullav1.AuditRecord {
 	r := &bullav1.AuditRecord{Index: e.Index, Encoding: e.Encoding, EventSalt: e.EventSalt[:], ReplySalt: e.ReplySalt[:]}
-	if d := replyDigest(e.Event); !d.IsZero() {
-		r.Reply = d[:]
+	if !e.Reply.IsZero() {
+		r.Reply = e.Reply[:]
 	}
 	return r
-}
-
-// replyDigest is the digest that the client of an event got: the envelope's.
-func replyDigest(e event.Event) event.Digest {
-	if issued, ok := e.Body.(event.SessionIssued); ok {
-		return issued.EnvelopeDigest
-	}
-	return event.Digest{}
 }
 
 // CheckRebuild makes the state again from the events of one snapshot, and compares. Its caller hears now and then that

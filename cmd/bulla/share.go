@@ -95,7 +95,7 @@ func (a *app) listRounds(c *cobra.Command) error {
 func newShareApproveCommand(a *app) *cobra.Command {
 	var path string
 	c := &cobra.Command{
-		Use: "approve ROUND [flags]", Short: "Approve a request, with your share of the secret where it is split",
+		Use: "approve ROUND [flags]", Short: "Approve a request, with your share where it is split",
 		Long: "Checks what the requester signed, gets your share, seals it to the requester's key and signs an approval that\n" +
 			"is good for this one request. The share of a secret that was split before the broker got it comes from the\n" +
 			"file that you were given. Prints the round as `bulla share list` does.",
