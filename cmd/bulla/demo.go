@@ -26,8 +26,9 @@ func newDemoCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "demo [flags]", Short: "See the whole story in a minute",
 		Long: "Starts a development broker in a temporary directory, plays its clients, and shows what Bulla does:\n" +
-			"a permit, a denial, a step-up, attestation, delivery, receipt, revocation, and a log that proves\n" +
-			"itself. Each step is real and checked: the exit code is 0 only if every one held. It needs no\n" +
+			"a permit, a denial, a step-up, attestation, delivery, receipt, uses that are counted, a key that\n" +
+			"never leaves, a secret split among custodians, revocation, and a log that proves itself.\n" +
+			" Each step is real and checked: the exit code is 0 only if every one held. It needs no\n" +
 			"privileges and leaves nothing behind. With swtpm it attests by a software TPM.",
 		Example: "  bulla demo\n  bulla demo -o json",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,

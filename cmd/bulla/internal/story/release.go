@@ -19,7 +19,7 @@ import (
 
 // put puts a secret of each class.
 func (t *teller) put(ctx context.Context) (string, error) {
-	for name, class := range map[string]string{standardSecret: "standard", highSecret: "high", gatedSecret: "critical"} {
+	for name, class := range map[string]string{standardSecret: "standard", highSecret: "high", gatedSecret: "critical", splitSecret: "split"} {
 		t.want[name] = random()
 		_, err := bullav1.NewSecretsClient(t.operator.Conn()).PutSecret(ctx, &bullav1.PutSecretRequest{
 			Name: name, Class: class, Value: t.want[name], RequestId: event.NewID(time.Now()).String(),
@@ -28,7 +28,7 @@ func (t *teller) put(ctx context.Context) (string, error) {
 			return "", fmt.Errorf("put %s: %w", name, client.FromStatus(err))
 		}
 	}
-	return fmt.Sprintf("operator puts %s (class standard), %s (class high) and %s (class critical)", standardSecret, highSecret, gatedSecret), nil
+	return fmt.Sprintf("operator puts %s (class standard), %s (class high), %s (class critical) and %s (class split)", standardSecret, highSecret, gatedSecret, splitSecret), nil
 }
 
 // permit gets a secret for which the SVID is enough.

@@ -28,6 +28,8 @@ const (
 	standardSecret = "demo/database"
 	highSecret     = "demo/signing-key"
 	gatedSecret    = "demo/master-key"
+	proxiedSecret  = "demo/token-key"
+	splitSecret    = "demo/root-key"
 	noSecret       = "demo/nothing"
 )
 
@@ -111,6 +113,9 @@ func (t *teller) parts() []part {
 		{"open", t.open},
 		{"receipt", t.receipt},
 		{"gated", t.gated},
+		{"proxied", t.proxied},
+		{"split", t.split},
+		{"pushed-revocation", t.pushed},
 		{"revoke", t.revoke},
 		{"refused-after-revoke", t.refusedAfterRevoke},
 		{"verify-log", t.verifyLog},
