@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/test/rig"
@@ -21,6 +22,12 @@ func narrowed(t *testing.T) func(files map[string]string) {
 	return func(files map[string]string) {
 		replaceIn(t, files, "data/grants.yaml", "    demo/: true", "    demo/kept: true\n    demo/standard: true\n    demo/high: true")
 	}
+}
+
+// sweeping is a broker that holds sweeps as one does that nobody configured.
+func sweeping(t *testing.T) *rig.Rig {
+	t.Helper()
+	return rig.Start(t, rig.Config{Edit: func(c *config.Config) { c.Policy.HoldSharePercent, c.Policy.HoldMinimum = 0, 0 }})
 }
 
 // sweepOf is what `policy list` says of the active revision.
@@ -42,7 +49,7 @@ func sweepOf(t *testing.T, r *rig.Rig) string {
 // A new revision ends the sessions that it would not permit, and no others.
 func TestAbuse_A46_revision_ends_sessions(t *testing.T) {
 	t.Parallel()
-	r := rig.Start(t, rig.Config{})
+	r := sweeping(t)
 	r.Put("demo/gone", "standard", "a")
 	r.Put("demo/kept", "standard", "b")
 	c := r.Client("workload")
@@ -69,7 +76,7 @@ func TestAbuse_A46_revision_ends_sessions(t *testing.T) {
 func TestAbuse_A52_sweep_is_held(t *testing.T) {
 	t.Parallel()
 	for _, confirm := range []bool{true, false} {
-		r := rig.Start(t, rig.Config{})
+		r := sweeping(t)
 		r.Put("demo/gone", "standard", "a")
 		w := r.Raw("workload")
 		var ids []string
