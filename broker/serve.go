@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -110,8 +111,19 @@ func (b *Broker) tap(ctx context.Context, _ *tap.Info) (context.Context, error) 
 	if !b.limits.begin(c.peer, b.now()) {
 		return ctx, tooMany()
 	}
-	context.AfterFunc(ctx, func() { b.limits.end(c.peer) }) // it ends with the stream
-	return ctx, nil
+	end := sync.OnceFunc(func() { b.limits.end(c.peer) })
+	context.AfterFunc(ctx, end) // it ends with the stream
+	return context.WithValue(ctx, begunKey{}, end), nil
+}
+
+// begunKey is under which tap leaves the end of its count.
+type begunKey struct{}
+
+// uncount ends tap's count of a call before the call ends: for streams that only wait, and are counted by other means.
+func uncount(ctx context.Context) {
+	if end, ok := ctx.Value(begunKey{}).(func()); ok {
+		end()
+	}
 }
 
 func tooMany() error {

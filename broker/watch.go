@@ -52,6 +52,7 @@ func (b *Broker) Watch(in *bullav1.SignedRequest, out grpc.ServerStreamingServer
 		return err
 	}
 	defer b.hub.leave(w)
+	uncount(ctx) // the hub counts it
 	missed, err := b.missed(ctx, now, who, w, &asked, from)
 	if err != nil {
 		return b.answer(ctx, who.caller, err)

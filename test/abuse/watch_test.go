@@ -268,6 +268,20 @@ func TestAbuse_A42_watchers(t *testing.T) {
 	wantCode(t, "1025 sessions", err, codes.InvalidArgument, "request")
 }
 
+// Streams that wait use up nothing of what their principal may have under way.
+func TestAbuse_A42_waiting_streams(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{})
+	r.Put("demo/a", "standard", "a")
+	w := r.Raw("workload")
+	for range 600 { // more than may be under way
+		watch(t, t.Context(), r.Raw("workload"), 0).ready()
+	}
+	if _, _, err := w.Deliver(t.Context(), "demo/a"); err != nil {
+		t.Errorf("a delivery beside 600 streams that wait: %v", err)
+	}
+}
+
 // A delivery that was decided before a revocation of its principal does not leave after it unseen: it is decided again,
 // and what was delivered before is over at once, also for a gated use.
 func TestAbuse_A46_revocation_by_selector(t *testing.T) {
