@@ -105,7 +105,8 @@ func FuzzGated(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if got, err := g.Open(number, shares("s")(number)); err == nil && !bytes.Equal(b, body.Expose()) {
+		// The seed is another process's, of another key: only what is sealed in it is the same.
+		if got, err := g.Open(number, shares("s")(number)); err == nil && string(got.Expose()) != "s3cret" {
 			t.Fatalf("something else opens, to %d bytes", got.Len())
 		}
 	})
