@@ -355,20 +355,27 @@ func (w *watch) apply(ctx context.Context, m *bullav1.WatchReply) error {
 		return errReopen
 	}
 	if m.GetEnded() != nil && m.GetEnded().GetState() != "unknown" {
-		w.client.wg.Go(func() {
-			timer := time.NewTimer(rand.N(confirmWithin))
-			defer timer.Stop()
-			select {
-			case <-timer.C:
-			case <-w.client.run.Done(): // Close has said it
-				return
-			}
-			if err := w.confirm(w.client.run); err != nil {
-				w.client.cfg.Log.Warn("the end of sessions could not be confirmed yet", "error", err)
-			}
-		})
+		w.client.wg.Go(w.confirmSoon)
 	}
 	return ctx.Err()
+}
+
+// confirmSoon says that secrets were wiped, after a while by chance, and again until the broker has taken it.
+func (w *watch) confirmSoon() {
+	for within := confirmWithin; ; within = min(2*within, maxRetry) {
+		timer := time.NewTimer(rand.N(within))
+		select {
+		case <-timer.C:
+		case <-w.client.run.Done(): // Close has said it
+			timer.Stop()
+			return
+		}
+		err := w.confirm(w.client.run)
+		if err == nil {
+			return
+		}
+		w.client.cfg.Log.Debug("the end of sessions could not be confirmed yet", "error", err)
+	}
 }
 
 // wipe ends the secrets of sessions that are over. What is not held any more is wiped already.
