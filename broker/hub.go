@@ -121,12 +121,15 @@ func (h *hub) tell(ctx context.Context, e ledger.Committed) {
 		return
 	}
 	h.mu.Unlock()
-	ended := h.ended(ctx, e) // looked up without the lock: only who gets it is decided under it
+	ended, asked := h.ended(ctx, e), h.asked(ctx, e) // looked up without the lock: only who gets it is decided under it
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.next = e.Index + 1
 	for key, what := range ended {
 		h.push(h.watchers[key], &bullav1.WatchReply{Sequence: e.Index, What: &bullav1.WatchReply_Ended{Ended: what}})
+	}
+	if asked.round != "" {
+		h.push(h.watchers[asked.key], &bullav1.WatchReply{Sequence: e.Index, What: &bullav1.WatchReply_Round{Round: &bullav1.RoundChange{RoundId: asked.round}}})
 	}
 	switch b := e.Event.Body.(type) {
 	case event.SessionIssued:
@@ -169,6 +172,34 @@ func (h *hub) ended(ctx context.Context, e ledger.Committed) map[string]*bullav1
 		out[key].SessionIds = append(out[key].SessionIds, id.String())
 	}
 	return out
+}
+
+// asker is the instance that asked for a round.
+type asker struct{ key, round string }
+
+// asked finds whose round an event changed; none where it changed none that waits for others.
+func (h *hub) asked(ctx context.Context, e ledger.Committed) asker {
+	var id event.ID
+	switch b := e.Event.Body.(type) {
+	case event.RoundApproved:
+		id = b.Round
+	case event.RoundRejected:
+		id = b.Round
+	case event.RoundClosed:
+		id = b.Round
+	case event.RoundExpired:
+		id = b.Round
+	default:
+		return asker{}
+	}
+	r, _, err := h.ledger.Round(ctx, id) // the commit has just put it into the cache
+	if err != nil {
+		if ctx.Err() == nil {
+			h.logger.Error("a round that changed could not be read: its instance learns of it when it asks", "round", id.String(), "error", err)
+		}
+		return asker{}
+	}
+	return asker{ledger.InstanceKey(r.Principal, r.Instance), id.String()}
 }
 
 // holds notes that w has a live session of a secret. The caller holds mu.

@@ -25,11 +25,13 @@ const (
 	maxConfirmed = 256
 )
 
-// Watch tells an instance what becomes of its sessions, for as long as its certificate holds, its connection lives
+// Watch tells an instance what becomes of its sessions and of its rounds, for as long as its certificate holds, its connection lives
 // and it reads what it is told. It is told nothing of any other instance.
 //
 // Nothing is lost between two streams, and nothing told twice: what the instance missed is read from the state of the
-// sessions that it names, as far as the hub had come when it joined, and what comes after that is told by the hub.
+// sessions that it names, as far as the hub had come when it joined, and what comes after that is told by the hub. Only
+// of its rounds it is not told what it missed: whoever waits for one asks how it stands once it is told that the stream
+// is ready, and now and then besides, which costs less than naming them here.
 func (b *Broker) Watch(in *bullav1.SignedRequest, out grpc.ServerStreamingServer[bullav1.WatchReply]) error {
 	ctx, now := out.Context(), b.now()
 	who, err := b.request(ctx, now, bullav1.Broker_Watch_FullMethodName, in)

@@ -135,6 +135,7 @@ type Client struct {
 	keySet     *envelope.KeySet
 
 	watch *watch
+	poll  time.Duration // pollEvery
 
 	run  context.Context
 	stop context.CancelFunc
@@ -195,7 +196,7 @@ func (c *Client) open(ctx context.Context) (err error) {
 		return fmt.Errorf("%w: broker address %q: %w", ErrConfig, c.cfg.Address, err)
 	}
 	c.broker, c.audit, c.rounds = bullav1.NewBrokerClient(c.conn), bullav1.NewAuditClient(c.conn), bullav1.NewRoundsClient(c.conn)
-	c.watch = newWatch(c)
+	c.watch, c.poll = newWatch(c), pollEvery
 	c.run, c.stop = context.WithCancel(context.Background())
 	return nil
 }

@@ -19,8 +19,8 @@ import (
 )
 
 const (
-	// pollFirst and pollMost are how long a waiting client lets pass between two questions, at first and at last.
-	pollFirst, pollMost = 100 * time.Millisecond, time.Second
+	// pollAway is how long a waiting client lets pass when it could not ask.
+	pollAway = time.Second
 	// closeTime is how long a client that gives up takes to say so.
 	closeTime = 2 * time.Second
 )
@@ -81,10 +81,13 @@ func (c *Client) awaitApproval(ctx context.Context, q *question) error {
 	})
 }
 
-// await asks how a round stands until done says that it is enough. Where it is not, the round is given up.
+// await asks how a round stands until done says that it is enough: when the watch says that something happened, and now
+// and then where it does not. Where it is not enough, the round is given up.
 func (c *Client) await(ctx context.Context, id, kind string, done func(*bullav1.RoundStatusReply) (ok bool, bad []string, err error)) (err error) {
-	told, wait := RoundProgress{}, pollFirst
+	told := RoundProgress{}
 	var bad []string
+	news := c.watch.follow(id) // before the first question, so that nothing falls between
+	defer c.watch.unfollow(id)
 	defer func() {
 		if err != nil {
 			c.giveUp(ctx, id, bad)
@@ -94,7 +97,7 @@ func (c *Client) await(ctx context.Context, id, kind string, done func(*bullav1.
 		reply, err := call(ctx, c, bullav1.Rounds_RoundStatus_FullMethodName, &sent{id: newRequestID(c)},
 			fixed(&bullav1.RoundStatusRequest{RoundId: id}), c.rounds.RoundStatus)
 		if errors.Is(err, ErrUnavailable) && ctx.Err() == nil { // it may come back, and the round is in its ledger
-			if err := pauseFor(ctx, pollMost); err != nil {
+			if err := pauseFor(ctx, min(c.poll, pollAway), news); err != nil {
 				return fmt.Errorf("round %s: %w", id, err)
 			}
 			continue
@@ -115,22 +118,9 @@ func (c *Client) await(ctx context.Context, id, kind string, done func(*bullav1.
 		case reply.GetState() != "open" && reply.GetState() != "approved":
 			return fmt.Errorf("round %s: %w", id, &RoundError{State: reply.GetState(), Rejections: rejections(reply), Bad: bad})
 		}
-		if err := pauseFor(ctx, wait); err != nil {
+		if err := pauseFor(ctx, c.poll, news); err != nil {
 			return fmt.Errorf("round %s has %d of %d approvals: %w", id, now.Approvals, now.Needed, err)
 		}
-		wait = min(2*wait, pollMost)
-	}
-}
-
-// pauseFor waits, or says why ctx ended before.
-func pauseFor(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-timer.C:
-		return nil
 	}
 }
 

@@ -31,17 +31,18 @@ const (
 	confirmWithin = 500 * time.Millisecond
 )
 
-// watch is the client's one stream of what becomes of its sessions. It runs while a Secret is watched, and costs
-// nothing before.
+// watch is the client's one stream of what becomes of its sessions and its rounds. It runs while a Secret is watched or
+// a Get waits for others, and costs nothing before.
 type watch struct {
 	client *Client
 	saying chan struct{} // one slot: a confirmation is under way
 	wiping sync.Mutex    // held from the wiping of secrets until it is noted that they were
 
-	mu      sync.Mutex          // guards what follows
-	held    map[string]*Secret  // by session id
-	named   map[string]struct{} // sessions that the stream was opened with
-	unsaid  map[string]struct{} // sessions that were wiped, and not confirmed yet
+	mu      sync.Mutex               // guards what follows
+	held    map[string]*Secret       // by session id
+	named   map[string]struct{}      // sessions that the stream was opened with
+	unsaid  map[string]struct{}      // sessions that were wiped, and not confirmed yet
+	rounds  map[string]chan struct{} // that a Get waits for
 	after   int64
 	running bool
 	ready   bool                    // a stream is open, and everything before it was told
@@ -49,7 +50,7 @@ type watch struct {
 }
 
 func newWatch(c *Client) *watch {
-	return &watch{client: c, saying: make(chan struct{}, 1), held: map[string]*Secret{}, unsaid: map[string]struct{}{}}
+	return &watch{client: c, saying: make(chan struct{}, 1), held: map[string]*Secret{}, unsaid: map[string]struct{}{}, rounds: map[string]chan struct{}{}}
 }
 
 // Done returns a channel that is closed when the session has ended: revoked, expired, or closed by Close or Release.
@@ -116,13 +117,18 @@ func (w *watch) hold(s *Secret) {
 		return
 	}
 	w.held[s.SessionID] = s
+	w.start()
+	if w.reopen != nil && s.LogIndex <= w.after { // it was issued before the stream began, and not named then
+		w.reopen(errReopen)
+	}
+}
+
+// start keeps a stream from now on. The caller holds mu.
+func (w *watch) start() {
 	if !w.running {
 		w.running = true
 		w.client.wg.Add(1)
 		go w.keep()
-	}
-	if w.reopen != nil && s.LogIndex <= w.after { // it was issued before the stream began, and not named then
-		w.reopen(errReopen)
 	}
 }
 
@@ -136,10 +142,13 @@ func (w *watch) drop(s *Secret) {
 
 // rest ends the stream when there is nothing left to watch for or to say. The caller holds mu.
 func (w *watch) rest() {
-	if len(w.held) == 0 && len(w.unsaid) == 0 && w.reopen != nil {
+	if w.idle() && w.reopen != nil {
 		w.reopen(errReopen)
 	}
 }
+
+// idle says that there is nothing to watch for, or to say. The caller holds mu.
+func (w *watch) idle() bool { return len(w.held)+len(w.unsaid)+len(w.rounds) == 0 }
 
 var errReopen = errors.New("the sessions that are watched changed")
 
@@ -176,7 +185,7 @@ func (w *watch) keep() {
 func (w *watch) more() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if len(w.held) == 0 && len(w.unsaid) == 0 {
+	if w.idle() {
 		w.running = false
 	}
 	return w.running
@@ -228,7 +237,7 @@ func (o *opened) GetNextNonce() []byte {
 func (w *watch) stream() error {
 	ctx, end := context.WithCancelCause(w.client.run)
 	defer end(nil)
-	in := w.begin(end)
+	in, idle := w.begin(end)
 	defer func() {
 		w.mu.Lock()
 		w.reopen, w.ready = nil, false
@@ -237,7 +246,7 @@ func (w *watch) stream() error {
 	if err := w.confirm(ctx); err != nil { // what the stream before could not say
 		return err
 	}
-	if len(in.Held) == 0 {
+	if idle {
 		return errReopen // there was only that to say
 	}
 	var over peer.Peer
@@ -266,11 +275,12 @@ func (w *watch) stream() error {
 	return err
 }
 
-// begin makes the request: the sessions that are held, and where the last stream came to.
-func (w *watch) begin(end context.CancelCauseFunc) *bullav1.WatchRequest {
+// begin makes the request: the sessions that are held, and where the last stream came to. It says whether there is
+// nothing to watch for.
+func (w *watch) begin(end context.CancelCauseFunc) (in *bullav1.WatchRequest, idle bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	in := &bullav1.WatchRequest{After: w.after}
+	in = &bullav1.WatchRequest{After: w.after}
 	w.named, w.reopen = map[string]struct{}{}, end
 	for id, s := range w.held {
 		if len(in.Held) == maxHeld {
@@ -281,7 +291,7 @@ func (w *watch) begin(end context.CancelCauseFunc) *bullav1.WatchRequest {
 		s.mu.Unlock()
 		w.named[id] = struct{}{}
 	}
-	return in
+	return in, len(w.held)+len(w.rounds) == 0
 }
 
 // receive reads the stream for take. It ends with it.
@@ -338,6 +348,10 @@ func (w *watch) apply(ctx context.Context, m *bullav1.WatchReply) error {
 		w.wipe(m.GetEnded())
 	case m.GetRotated() != nil:
 		w.newer(m.GetRotated())
+	case m.GetRound() != nil:
+		w.wake(m.GetRound().GetRoundId())
+	case m.GetReady() != nil:
+		w.wakeAll()
 	case m.GetAttest() != nil:
 		w.client.wg.Go(func() { w.attest(m.GetAttest()) })
 	}

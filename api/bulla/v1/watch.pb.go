@@ -144,6 +144,7 @@ type WatchReply struct {
 	//	*WatchReply_Ended
 	//	*WatchReply_Rotated
 	//	*WatchReply_Attest
+	//	*WatchReply_Round
 	What          isWatchReply_What `protobuf_oneof:"what"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -236,6 +237,15 @@ func (x *WatchReply) GetAttest() *AttestationDemand {
 	return nil
 }
 
+func (x *WatchReply) GetRound() *RoundChange {
+	if x != nil {
+		if x, ok := x.What.(*WatchReply_Round); ok {
+			return x.Round
+		}
+	}
+	return nil
+}
+
 type isWatchReply_What interface {
 	isWatchReply_What()
 }
@@ -256,6 +266,10 @@ type WatchReply_Attest struct {
 	Attest *AttestationDemand `protobuf:"bytes,6,opt,name=attest,proto3,oneof"`
 }
 
+type WatchReply_Round struct {
+	Round *RoundChange `protobuf:"bytes,7,opt,name=round,proto3,oneof"`
+}
+
 func (*WatchReply_Ready) isWatchReply_What() {}
 
 func (*WatchReply_Ended) isWatchReply_What() {}
@@ -263,6 +277,8 @@ func (*WatchReply_Ended) isWatchReply_What() {}
 func (*WatchReply_Rotated) isWatchReply_What() {}
 
 func (*WatchReply_Attest) isWatchReply_What() {}
+
+func (*WatchReply_Round) isWatchReply_What() {}
 
 // WatchReady says that everything up to its sequence was told.
 type WatchReady struct {
@@ -468,6 +484,52 @@ func (x *AttestationDemand) GetReason() string {
 	return ""
 }
 
+// RoundChange: a holder or an approver answered a round that this instance asked for, or it ended. RoundStatus says how
+// it stands. It is not told again to a stream that begins later: ask once after ready.
+type RoundChange struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	RoundId       string                 `protobuf:"bytes,1,opt,name=round_id,json=roundId,proto3" json:"round_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RoundChange) Reset() {
+	*x = RoundChange{}
+	mi := &file_bulla_v1_watch_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RoundChange) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RoundChange) ProtoMessage() {}
+
+func (x *RoundChange) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_watch_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RoundChange.ProtoReflect.Descriptor instead.
+func (*RoundChange) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *RoundChange) GetRoundId() string {
+	if x != nil {
+		return x.RoundId
+	}
+	return ""
+}
+
 type ConfirmEndRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	SessionIds    []string               `protobuf:"bytes,1,rep,name=session_ids,json=sessionIds,proto3" json:"session_ids,omitempty"` // at most 256, of sessions that have ended
@@ -477,7 +539,7 @@ type ConfirmEndRequest struct {
 
 func (x *ConfirmEndRequest) Reset() {
 	*x = ConfirmEndRequest{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[7]
+	mi := &file_bulla_v1_watch_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -489,7 +551,7 @@ func (x *ConfirmEndRequest) String() string {
 func (*ConfirmEndRequest) ProtoMessage() {}
 
 func (x *ConfirmEndRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[7]
+	mi := &file_bulla_v1_watch_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -502,7 +564,7 @@ func (x *ConfirmEndRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmEndRequest.ProtoReflect.Descriptor instead.
 func (*ConfirmEndRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{7}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ConfirmEndRequest) GetSessionIds() []string {
@@ -521,7 +583,7 @@ type ConfirmEndReply struct {
 
 func (x *ConfirmEndReply) Reset() {
 	*x = ConfirmEndReply{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[8]
+	mi := &file_bulla_v1_watch_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -533,7 +595,7 @@ func (x *ConfirmEndReply) String() string {
 func (*ConfirmEndReply) ProtoMessage() {}
 
 func (x *ConfirmEndReply) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[8]
+	mi := &file_bulla_v1_watch_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -546,7 +608,7 @@ func (x *ConfirmEndReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfirmEndReply.ProtoReflect.Descriptor instead.
 func (*ConfirmEndReply) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{8}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ConfirmEndReply) GetNextNonce() []byte {
@@ -576,7 +638,7 @@ type RevokeRequest struct {
 
 func (x *RevokeRequest) Reset() {
 	*x = RevokeRequest{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[9]
+	mi := &file_bulla_v1_watch_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -588,7 +650,7 @@ func (x *RevokeRequest) String() string {
 func (*RevokeRequest) ProtoMessage() {}
 
 func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[9]
+	mi := &file_bulla_v1_watch_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -601,7 +663,7 @@ func (x *RevokeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeRequest.ProtoReflect.Descriptor instead.
 func (*RevokeRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{9}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *RevokeRequest) GetSelector() isRevokeRequest_Selector {
@@ -736,7 +798,7 @@ type RevokeReply struct {
 
 func (x *RevokeReply) Reset() {
 	*x = RevokeReply{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[10]
+	mi := &file_bulla_v1_watch_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -748,7 +810,7 @@ func (x *RevokeReply) String() string {
 func (*RevokeReply) ProtoMessage() {}
 
 func (x *RevokeReply) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[10]
+	mi := &file_bulla_v1_watch_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -761,7 +823,7 @@ func (x *RevokeReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeReply.ProtoReflect.Descriptor instead.
 func (*RevokeReply) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{10}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *RevokeReply) GetSession() *Session {
@@ -790,7 +852,7 @@ type RevokeSummary struct {
 
 func (x *RevokeSummary) Reset() {
 	*x = RevokeSummary{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[11]
+	mi := &file_bulla_v1_watch_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -802,7 +864,7 @@ func (x *RevokeSummary) String() string {
 func (*RevokeSummary) ProtoMessage() {}
 
 func (x *RevokeSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[11]
+	mi := &file_bulla_v1_watch_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -815,7 +877,7 @@ func (x *RevokeSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeSummary.ProtoReflect.Descriptor instead.
 func (*RevokeSummary) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{11}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *RevokeSummary) GetSessions() uint64 {
@@ -856,7 +918,7 @@ type WatchSessionsRequest struct {
 
 func (x *WatchSessionsRequest) Reset() {
 	*x = WatchSessionsRequest{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[12]
+	mi := &file_bulla_v1_watch_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -868,7 +930,7 @@ func (x *WatchSessionsRequest) String() string {
 func (*WatchSessionsRequest) ProtoMessage() {}
 
 func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[12]
+	mi := &file_bulla_v1_watch_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -881,7 +943,7 @@ func (x *WatchSessionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchSessionsRequest.ProtoReflect.Descriptor instead.
 func (*WatchSessionsRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{12}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *WatchSessionsRequest) GetPrincipal() string {
@@ -910,7 +972,7 @@ type SessionChange struct {
 
 func (x *SessionChange) Reset() {
 	*x = SessionChange{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[13]
+	mi := &file_bulla_v1_watch_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -922,7 +984,7 @@ func (x *SessionChange) String() string {
 func (*SessionChange) ProtoMessage() {}
 
 func (x *SessionChange) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[13]
+	mi := &file_bulla_v1_watch_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -935,7 +997,7 @@ func (x *SessionChange) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SessionChange.ProtoReflect.Descriptor instead.
 func (*SessionChange) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{13}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *SessionChange) GetIndex() int64 {
@@ -976,7 +1038,7 @@ type DecideSweepRequest struct {
 
 func (x *DecideSweepRequest) Reset() {
 	*x = DecideSweepRequest{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[14]
+	mi := &file_bulla_v1_watch_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -988,7 +1050,7 @@ func (x *DecideSweepRequest) String() string {
 func (*DecideSweepRequest) ProtoMessage() {}
 
 func (x *DecideSweepRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[14]
+	mi := &file_bulla_v1_watch_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1001,7 +1063,7 @@ func (x *DecideSweepRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DecideSweepRequest.ProtoReflect.Descriptor instead.
 func (*DecideSweepRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{14}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *DecideSweepRequest) GetConfirm() bool {
@@ -1031,7 +1093,7 @@ type SweepStatus struct {
 
 func (x *SweepStatus) Reset() {
 	*x = SweepStatus{}
-	mi := &file_bulla_v1_watch_proto_msgTypes[15]
+	mi := &file_bulla_v1_watch_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1043,7 +1105,7 @@ func (x *SweepStatus) String() string {
 func (*SweepStatus) ProtoMessage() {}
 
 func (x *SweepStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_watch_proto_msgTypes[15]
+	mi := &file_bulla_v1_watch_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1056,7 +1118,7 @@ func (x *SweepStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SweepStatus.ProtoReflect.Descriptor instead.
 func (*SweepStatus) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{15}
+	return file_bulla_v1_watch_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SweepStatus) GetDigest() string {
@@ -1105,7 +1167,7 @@ const file_bulla_v1_watch_proto_rawDesc = "" +
 	"\vHeldSession\x12\x1d\n" +
 	"\n" +
 	"session_id\x18\x01 \x01(\tR\tsessionId\x12\x16\n" +
-	"\x06newest\x18\x02 \x01(\rR\x06newest\"\x93\x02\n" +
+	"\x06newest\x18\x02 \x01(\rR\x06newest\"\xc2\x02\n" +
 	"\n" +
 	"WatchReply\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12\x1d\n" +
@@ -1114,7 +1176,8 @@ const file_bulla_v1_watch_proto_rawDesc = "" +
 	"\x05ready\x18\x03 \x01(\v2\x14.bulla.v1.WatchReadyH\x00R\x05ready\x12-\n" +
 	"\x05ended\x18\x04 \x01(\v2\x15.bulla.v1.SessionsEndH\x00R\x05ended\x12.\n" +
 	"\arotated\x18\x05 \x01(\v2\x12.bulla.v1.RotationH\x00R\arotated\x125\n" +
-	"\x06attest\x18\x06 \x01(\v2\x1b.bulla.v1.AttestationDemandH\x00R\x06attestB\x06\n" +
+	"\x06attest\x18\x06 \x01(\v2\x1b.bulla.v1.AttestationDemandH\x00R\x06attest\x12-\n" +
+	"\x05round\x18\a \x01(\v2\x15.bulla.v1.RoundChangeH\x00R\x05roundB\x06\n" +
 	"\x04what\"\f\n" +
 	"\n" +
 	"WatchReady\"\\\n" +
@@ -1128,7 +1191,9 @@ const file_bulla_v1_watch_proto_rawDesc = "" +
 	"\aversion\x18\x02 \x01(\rR\aversion\"W\n" +
 	"\x11AttestationDemand\x12*\n" +
 	"\x02by\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x02by\x12\x16\n" +
-	"\x06reason\x18\x02 \x01(\tR\x06reason\"4\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"(\n" +
+	"\vRoundChange\x12\x19\n" +
+	"\bround_id\x18\x01 \x01(\tR\aroundId\"4\n" +
 	"\x11ConfirmEndRequest\x12\x1f\n" +
 	"\vsession_ids\x18\x01 \x03(\tR\n" +
 	"sessionIds\"0\n" +
@@ -1189,7 +1254,7 @@ func file_bulla_v1_watch_proto_rawDescGZIP() []byte {
 	return file_bulla_v1_watch_proto_rawDescData
 }
 
-var file_bulla_v1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_bulla_v1_watch_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_bulla_v1_watch_proto_goTypes = []any{
 	(*WatchRequest)(nil),          // 0: bulla.v1.WatchRequest
 	(*HeldSession)(nil),           // 1: bulla.v1.HeldSession
@@ -1198,17 +1263,18 @@ var file_bulla_v1_watch_proto_goTypes = []any{
 	(*SessionsEnd)(nil),           // 4: bulla.v1.SessionsEnd
 	(*Rotation)(nil),              // 5: bulla.v1.Rotation
 	(*AttestationDemand)(nil),     // 6: bulla.v1.AttestationDemand
-	(*ConfirmEndRequest)(nil),     // 7: bulla.v1.ConfirmEndRequest
-	(*ConfirmEndReply)(nil),       // 8: bulla.v1.ConfirmEndReply
-	(*RevokeRequest)(nil),         // 9: bulla.v1.RevokeRequest
-	(*RevokeReply)(nil),           // 10: bulla.v1.RevokeReply
-	(*RevokeSummary)(nil),         // 11: bulla.v1.RevokeSummary
-	(*WatchSessionsRequest)(nil),  // 12: bulla.v1.WatchSessionsRequest
-	(*SessionChange)(nil),         // 13: bulla.v1.SessionChange
-	(*DecideSweepRequest)(nil),    // 14: bulla.v1.DecideSweepRequest
-	(*SweepStatus)(nil),           // 15: bulla.v1.SweepStatus
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*Session)(nil),               // 17: bulla.v1.Session
+	(*RoundChange)(nil),           // 7: bulla.v1.RoundChange
+	(*ConfirmEndRequest)(nil),     // 8: bulla.v1.ConfirmEndRequest
+	(*ConfirmEndReply)(nil),       // 9: bulla.v1.ConfirmEndReply
+	(*RevokeRequest)(nil),         // 10: bulla.v1.RevokeRequest
+	(*RevokeReply)(nil),           // 11: bulla.v1.RevokeReply
+	(*RevokeSummary)(nil),         // 12: bulla.v1.RevokeSummary
+	(*WatchSessionsRequest)(nil),  // 13: bulla.v1.WatchSessionsRequest
+	(*SessionChange)(nil),         // 14: bulla.v1.SessionChange
+	(*DecideSweepRequest)(nil),    // 15: bulla.v1.DecideSweepRequest
+	(*SweepStatus)(nil),           // 16: bulla.v1.SweepStatus
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*Session)(nil),               // 18: bulla.v1.Session
 }
 var file_bulla_v1_watch_proto_depIdxs = []int32{
 	1,  // 0: bulla.v1.WatchRequest.held:type_name -> bulla.v1.HeldSession
@@ -1216,22 +1282,23 @@ var file_bulla_v1_watch_proto_depIdxs = []int32{
 	4,  // 2: bulla.v1.WatchReply.ended:type_name -> bulla.v1.SessionsEnd
 	5,  // 3: bulla.v1.WatchReply.rotated:type_name -> bulla.v1.Rotation
 	6,  // 4: bulla.v1.WatchReply.attest:type_name -> bulla.v1.AttestationDemand
-	16, // 5: bulla.v1.AttestationDemand.by:type_name -> google.protobuf.Timestamp
-	17, // 6: bulla.v1.RevokeReply.session:type_name -> bulla.v1.Session
-	11, // 7: bulla.v1.RevokeReply.summary:type_name -> bulla.v1.RevokeSummary
-	16, // 8: bulla.v1.SessionChange.time:type_name -> google.protobuf.Timestamp
-	17, // 9: bulla.v1.SessionChange.session:type_name -> bulla.v1.Session
-	9,  // 10: bulla.v1.Revocations.Revoke:input_type -> bulla.v1.RevokeRequest
-	12, // 11: bulla.v1.Revocations.WatchSessions:input_type -> bulla.v1.WatchSessionsRequest
-	14, // 12: bulla.v1.Revocations.DecideSweep:input_type -> bulla.v1.DecideSweepRequest
-	10, // 13: bulla.v1.Revocations.Revoke:output_type -> bulla.v1.RevokeReply
-	13, // 14: bulla.v1.Revocations.WatchSessions:output_type -> bulla.v1.SessionChange
-	15, // 15: bulla.v1.Revocations.DecideSweep:output_type -> bulla.v1.SweepStatus
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	7,  // 5: bulla.v1.WatchReply.round:type_name -> bulla.v1.RoundChange
+	17, // 6: bulla.v1.AttestationDemand.by:type_name -> google.protobuf.Timestamp
+	18, // 7: bulla.v1.RevokeReply.session:type_name -> bulla.v1.Session
+	12, // 8: bulla.v1.RevokeReply.summary:type_name -> bulla.v1.RevokeSummary
+	17, // 9: bulla.v1.SessionChange.time:type_name -> google.protobuf.Timestamp
+	18, // 10: bulla.v1.SessionChange.session:type_name -> bulla.v1.Session
+	10, // 11: bulla.v1.Revocations.Revoke:input_type -> bulla.v1.RevokeRequest
+	13, // 12: bulla.v1.Revocations.WatchSessions:input_type -> bulla.v1.WatchSessionsRequest
+	15, // 13: bulla.v1.Revocations.DecideSweep:input_type -> bulla.v1.DecideSweepRequest
+	11, // 14: bulla.v1.Revocations.Revoke:output_type -> bulla.v1.RevokeReply
+	14, // 15: bulla.v1.Revocations.WatchSessions:output_type -> bulla.v1.SessionChange
+	16, // 16: bulla.v1.Revocations.DecideSweep:output_type -> bulla.v1.SweepStatus
+	14, // [14:17] is the sub-list for method output_type
+	11, // [11:14] is the sub-list for method input_type
+	11, // [11:11] is the sub-list for extension type_name
+	11, // [11:11] is the sub-list for extension extendee
+	0,  // [0:11] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_watch_proto_init() }
@@ -1245,8 +1312,9 @@ func file_bulla_v1_watch_proto_init() {
 		(*WatchReply_Ended)(nil),
 		(*WatchReply_Rotated)(nil),
 		(*WatchReply_Attest)(nil),
+		(*WatchReply_Round)(nil),
 	}
-	file_bulla_v1_watch_proto_msgTypes[9].OneofWrappers = []any{
+	file_bulla_v1_watch_proto_msgTypes[10].OneofWrappers = []any{
 		(*RevokeRequest_Session)(nil),
 		(*RevokeRequest_Principal)(nil),
 		(*RevokeRequest_Secret)(nil),
@@ -1260,7 +1328,7 @@ func file_bulla_v1_watch_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulla_v1_watch_proto_rawDesc), len(file_bulla_v1_watch_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

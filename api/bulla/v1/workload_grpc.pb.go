@@ -54,7 +54,7 @@ type BrokerClient interface {
 	Operate(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*StatusReply, error)
-	// Watch tells an instance what becomes of its sessions, as it happens; see watch.proto.
+	// Watch tells an instance what becomes of its sessions and rounds, as it happens; see watch.proto.
 	Watch(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchReply], error)
 	// ConfirmEnd says that the instance has wiped what it held of sessions that ended.
 	ConfirmEnd(ctx context.Context, in *SignedRequest, opts ...grpc.CallOption) (*ConfirmEndReply, error)
@@ -189,7 +189,7 @@ type BrokerServer interface {
 	Operate(context.Context, *SignedRequest) (*OperateReply, error)
 	// Status tells an instance what became of its own session.
 	Status(context.Context, *SignedRequest) (*StatusReply, error)
-	// Watch tells an instance what becomes of its sessions, as it happens; see watch.proto.
+	// Watch tells an instance what becomes of its sessions and rounds, as it happens; see watch.proto.
 	Watch(*SignedRequest, grpc.ServerStreamingServer[WatchReply]) error
 	// ConfirmEnd says that the instance has wiped what it held of sessions that ended.
 	ConfirmEnd(context.Context, *SignedRequest) (*ConfirmEndReply, error)
