@@ -108,7 +108,7 @@ func sessionState(t *testing.T, r *rig.Rig, id string) session.State {
 	return session.State(s.GetState())
 }
 
-func requestID() string { return event.NewID(time.Now()).String() }
+func requestID() string { return event.NewRequestID(time.Now()).String() }
 
 // calm demands that no call ended in a panic.
 func calm(t *testing.T, r *rig.Rig) {

@@ -109,7 +109,7 @@ func (w *Raw) Bind() error {
 // Sign makes a signed request with the current nonce and a fresh request id.
 func (w *Raw) Sign(method string, payload proto.Message) *bullav1.SignedRequest {
 	w.t.Helper()
-	return w.SignAs(method, event.NewID(time.Now()).String(), payload)
+	return w.SignAs(method, event.NewRequestID(time.Now()).String(), payload)
 }
 
 // SignAs is Sign with a given request id.
