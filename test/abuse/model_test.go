@@ -70,7 +70,11 @@ func walk(t *testing.T, seed uint64, steps int) {
 	x.r = rig.Start(t, rig.Config{SVIDTTL: 1000 * time.Hour, Now: x.now})
 	x.r.Put("demo/gated", "standard", "s3cret")
 	x.w = x.r.Raw("workload")
+	connected := time.Now()
 	for step := range steps {
+		if time.Since(connected) > time.Minute { // the broker ends connections of three minutes
+			x.w, connected = x.r.RawWith("workload", x.w.Key), time.Now()
+		}
 		var name string
 		switch n := x.random.IntN(2000); {
 		case n < 200:
