@@ -100,7 +100,15 @@ type dev struct {
 // startDev starts `bulla dev` on a directory and waits until it is ready.
 func startDev(t testing.TB, dir string, args ...string) *dev {
 	t.Helper()
+	ready := filepath.Join(dir, "ready")
+	stale, err := os.Stat(ready) // of one that was killed; the new one removes it first
 	d := &dev{launch(t, nil, append([]string{"dev", "--dir", dir}, args...)...), dir}
+	if err == nil {
+		until(t, "the stale file ready goes", func() bool {
+			now, err := os.Stat(ready)
+			return err != nil || !os.SameFile(stale, now) || now.ModTime().After(stale.ModTime())
+		})
+	}
 	d.wait(t)
 	return d
 }

@@ -142,21 +142,13 @@ func TestDevGoesOnAfterAnEnd(t *testing.T) {
 	}
 }
 
-// startAfterKill makes sure that the stale file ready is removed before the new one is written: whoever waits
-// for it must not be told too early.
+// startAfterKill starts where a killed one left its file ready: whoever waits for it must not be told too early.
 func startAfterKill(t *testing.T, dir string) *dev {
 	t.Helper()
-	stale, err := os.Stat(filepath.Join(dir, "ready"))
-	if err != nil {
-		t.Fatal(err)
+	if !exists(filepath.Join(dir, "ready")) {
+		t.Fatal("the killed one left no file ready")
 	}
-	d := &dev{launch(t, nil, "dev", "--dir", dir), dir}
-	until(t, "the stale file ready goes", func() bool {
-		now, err := os.Stat(d.path("ready"))
-		return err != nil || !os.SameFile(stale, now) || now.ModTime().After(stale.ModTime())
-	})
-	d.wait(t)
-	return d
+	return startDev(t, dir)
 }
 
 // session is a session as security sees it.
