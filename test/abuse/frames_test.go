@@ -85,6 +85,10 @@ func (f *frames) one() error {
 		}
 		_ = got.ForeachSetting(func(s http2.Setting) error { f.limits[s.ID] = s.Val; return nil })
 		return f.WriteSettingsAck()
+	case *http2.DataFrame:
+		if n := uint32(len(got.Data())); n > 0 { // answers that came before a reset use up the connection's window
+			return f.WriteWindowUpdate(0, n)
+		}
 	case *http2.MetaHeadersFrame:
 		for _, h := range got.Fields {
 			if h.Name == "grpc-status" || h.Name == ":status" && h.Value != "200" {
