@@ -361,7 +361,8 @@ func encryptions(in keys.Input, t target) []ledger.Counter {
 	return []ledger.Counter{{Key: "encryptions/" + t.version.RecordID.String(), Window: time.Unix(0, 0), Length: countedFor, Max: keys.MaxEncryptions}}
 }
 
-func operateKey(id event.ID, request string) string { return "operate/" + id.String() + "/" + request }
+// operateKey begins with the request, whose ids grow with time: random keys are dear to store.
+func operateKey(id event.ID, request string) string { return "operate/" + request + "/" + id.String() }
 
 // operateOwner is whom and what a result was for: this request of this instance.
 func operateOwner(who request) [32]byte {

@@ -37,7 +37,7 @@ import (
 type Config struct {
 	Store Store         // owned by the Ledger from Open on, which closes it
 	Keys  *keyring.Ring // wraps the subjects' keys
-	// MaxDelay is how long a batch may wait for more commits when many are under way (default 2 ms). A few
+	// MaxDelay is how long a batch may wait for more commits when many are under way (default 5 ms). A few
 	// callers are never delayed.
 	MaxDelay time.Duration
 	MaxBatch int // commits in a batch (default 256)
@@ -74,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 		return nil, errors.New("open ledger: a store and a keyring are both needed")
 	}
 	if cfg.MaxDelay == 0 {
-		cfg.MaxDelay = 2 * time.Millisecond
+		cfg.MaxDelay = 5 * time.Millisecond
 	}
 	if cfg.MaxBatch <= 0 {
 		cfg.MaxBatch = 256

@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -94,6 +95,8 @@ func compile(t reflect.Type, within []reflect.Type) encoder {
 		return func(out []byte, v reflect.Value) ([]byte, error) { return strconv.AppendUint(out, v.Uint(), 10), nil }
 	case reflect.Slice:
 		return compileSlice(t, within)
+	case reflect.Map:
+		return compileMap(t, within)
 	case reflect.Struct:
 		return compileStruct(t, within)
 	}
@@ -141,39 +144,63 @@ func compileSlice(t reflect.Type, within []reflect.Type) encoder {
 	}
 }
 
-// field is one field of a struct.
+// compileMap understands maps from texts, which are written in the order of those.
+func compileMap(t reflect.Type, within []reflect.Type) encoder {
+	element := compile(t.Elem(), within)
+	if element == nil || t.Key() != reflect.TypeFor[string]() {
+		return nil
+	}
+	return func(out []byte, v reflect.Value) (_ []byte, err error) {
+		if v.IsNil() {
+			return append(out, "null"...), nil
+		}
+		keys := v.MapKeys()
+		slices.SortFunc(keys, func(a, b reflect.Value) int { return strings.Compare(a.String(), b.String()) })
+		out = append(out, '{')
+		for i, key := range keys {
+			if i > 0 {
+				out = append(out, ',')
+			}
+			if out, err = appendString(out, key.String()); err != nil {
+				return nil, err
+			}
+			if out, err = element(append(out, ':'), v.MapIndex(key)); err != nil {
+				return nil, err
+			}
+		}
+		return append(out, '}'), nil
+	}
+}
+
+// field is one field of a struct, or of a struct that is embedded in it.
 type field struct {
-	index  int
+	index  []int
 	name   string // with quotes and colon
 	absent func(reflect.Value) bool
 	encode encoder
 }
 
 func compileStruct(t reflect.Type, within []reflect.Type) encoder {
-	for _, outer := range within {
-		if outer == t {
-			return nil
-		}
+	fields, ok := compileFields(t, within)
+	if !ok {
+		return nil
 	}
-	within = append(within[:len(within):len(within)], t)
-	var fields []field
-	for i := range t.NumField() {
-		f := t.Field(i)
-		if f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous {
-			continue
+	for i := range fields {
+		for j := range i {
+			if fields[i].name == fields[j].name { // which of the two counts is for encoding/json to say
+				return nil
+			}
 		}
-		compiled, ok := compileField(f, within)
-		if !ok {
-			return nil
-		}
-		fields = append(fields, compiled)
 	}
 	return func(out []byte, v reflect.Value) (_ []byte, err error) {
 		out = append(out, '{')
 		first := true
 		for i := range fields {
 			f := &fields[i]
-			value := v.Field(f.index)
+			value := v
+			for _, at := range f.index {
+				value = value.Field(at)
+			}
 			if f.absent != nil && f.absent(value) {
 				continue
 			}
@@ -190,10 +217,46 @@ func compileStruct(t reflect.Type, within []reflect.Type) encoder {
 	}
 }
 
+// compileFields are the fields of t and, in their place, those of exported structs that are embedded in it.
+func compileFields(t reflect.Type, within []reflect.Type) (fields []field, ok bool) {
+	if slices.Contains(within, t) {
+		return nil, false
+	}
+	within = append(within[:len(within):len(within)], t)
+	for i := range t.NumField() {
+		f := t.Field(i)
+		switch {
+		case f.Tag.Get("json") == "-" || !f.IsExported() && !f.Anonymous:
+		case f.Anonymous && f.IsExported() && f.Tag == "" && f.Type.Kind() == reflect.Struct && !marshals(f.Type):
+			inner, ok := compileFields(f.Type, within)
+			if !ok {
+				return nil, false
+			}
+			for _, in := range inner {
+				in.index = append([]int{i}, in.index...)
+				fields = append(fields, in)
+			}
+		default:
+			compiled, ok := compileField(f, within)
+			if !ok {
+				return nil, false
+			}
+			fields = append(fields, compiled)
+		}
+	}
+	return fields, true
+}
+
+// marshals reports whether t or a pointer to it has a say in its encoding.
+func marshals(t reflect.Type) bool {
+	p := reflect.PointerTo(t)
+	return p.Implements(jsonMarshaler) || p.Implements(textMarshaler)
+}
+
 // compileField understands fields with a plain name in their tag; ok is false for every other one.
 func compileField(f reflect.StructField, within []reflect.Type) (field, bool) {
 	name, options, _ := strings.Cut(f.Tag.Get("json"), ",")
-	out := field{index: f.Index[0], name: `"` + name + `":`, encode: compile(f.Type, within)}
+	out := field{index: f.Index[:1], name: `"` + name + `":`, encode: compile(f.Type, within)}
 	if f.Anonymous || out.encode == nil || name == "" || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz_0123456789") != "" {
 		return field{}, false
 	}
@@ -222,7 +285,7 @@ func compileField(f reflect.StructField, within []reflect.Type) (field, bool) {
 // empty is what omitempty leaves out.
 func empty(v reflect.Value) bool {
 	switch v.Kind() {
-	case reflect.String, reflect.Slice, reflect.Array:
+	case reflect.String, reflect.Slice, reflect.Array, reflect.Map:
 		return v.Len() == 0
 	case reflect.Struct:
 		return false

@@ -34,43 +34,59 @@ type digest [4]byte
 func (d digest) MarshalText() ([]byte, error)        { return d.AppendText(nil) }
 func (d digest) AppendText(b []byte) ([]byte, error) { return append(b, "digest"...), nil }
 
+// Outer is embedded, and has something embedded itself.
+type Outer struct {
+	Inmost
+	O string `json:"o,omitempty"`
+}
+
+// Inmost is the innermost of what is embedded.
+type Inmost struct {
+	First []word `json:"first"`
+}
+
 // all has a field of each kind that is known here.
 type all struct {
-	S      string          `json:"s"`
-	T      string          `json:"t,omitempty"`
-	B      bool            `json:"b"`
-	C      bool            `json:"c,omitempty"`
-	I      int             `json:"i"`
-	J      int64           `json:"j,omitempty"`
-	U      uint32          `json:"u"`
-	V      uint64          `json:"v,omitzero"`
-	Raw    json.RawMessage `json:"raw"`
-	Raw2   json.RawMessage `json:"raw2,omitempty"`
-	Bytes  []byte          `json:"bytes"`
-	Bytes2 []byte          `json:"bytes2,omitempty"`
-	List   []string        `json:"list"`
-	Deep   [][]byte        `json:"deep,omitempty"`
-	Ptr    *inner          `json:"ptr"`
-	Ptr2   *inner          `json:"ptr2,omitempty"`
-	In     inner           `json:"in"`
-	In2    inner           `json:"in2,omitempty"`
-	In3    inner           `json:"in3,omitzero"`
-	Ins    []inner         `json:"ins"`
-	W      word            `json:"w"`
-	W2     word            `json:"w2,omitzero"`
-	W3     word            `json:"w3,omitempty"`
-	D      digest          `json:"d,omitempty"`
-	Words  []word          `json:"words"`
-	Skip   string          `json:"-"`
+	Outer
+	S      string             `json:"s"`
+	T      string             `json:"t,omitempty"`
+	B      bool               `json:"b"`
+	C      bool               `json:"c,omitempty"`
+	I      int                `json:"i"`
+	J      int64              `json:"j,omitempty"`
+	U      uint32             `json:"u"`
+	V      uint64             `json:"v,omitzero"`
+	Raw    json.RawMessage    `json:"raw"`
+	Raw2   json.RawMessage    `json:"raw2,omitempty"`
+	Bytes  []byte             `json:"bytes"`
+	Bytes2 []byte             `json:"bytes2,omitempty"`
+	List   []string           `json:"list"`
+	Deep   [][]byte           `json:"deep,omitempty"`
+	Ptr    *inner             `json:"ptr"`
+	Ptr2   *inner             `json:"ptr2,omitempty"`
+	In     inner              `json:"in"`
+	In2    inner              `json:"in2,omitempty"`
+	In3    inner              `json:"in3,omitzero"`
+	Ins    []inner            `json:"ins"`
+	W      word               `json:"w"`
+	W2     word               `json:"w2,omitzero"`
+	W3     word               `json:"w3,omitempty"`
+	D      digest             `json:"d,omitempty"`
+	Words  []word             `json:"words"`
+	Map    map[string]string  `json:"map"`
+	Map2   map[string][]inner `json:"map2,omitempty"`
+	Skip   string             `json:"-"`
 	hidden int
 }
 
 func full() all {
 	return all{
-		S: "text <&> \" \\ \u2028 é \x00 \x7f \xff", T: "plain", B: true, C: true, I: -7, J: 1 << 60, U: 1<<32 - 1, V: 1<<64 - 1,
+		Outer: Outer{Inmost{[]word{{"f"}}}, "o"},
+		S:     "text <&> \" \\ \u2028 é \x00 \x7f \xff", T: "plain", B: true, C: true, I: -7, J: 1 << 60, U: 1<<32 - 1, V: 1<<64 - 1,
 		Raw: json.RawMessage(`{"a":[1,"<&>\u00e9 é"],"b":{}}`), Raw2: json.RawMessage(" [ 1 , 2 ] "), Bytes: []byte{0, 255}, Bytes2: []byte{},
 		List: []string{"a", "", "\n"}, Deep: [][]byte{nil, {}, {1}}, Ptr: &inner{N: 1}, Ptr2: &inner{S: "x"}, In: inner{2, "y"}, In2: inner{},
 		In3: inner{N: 3}, Ins: []inner{{}, {4, "z"}}, W: word{`quo"te`}, W2: word{"zero"}, W3: word{}, D: digest{}, Words: []word{{}, {"é"}, {"plain"}},
+		Map: map[string]string{"b": "1", "a": "2", "<\xff>": "x", "": ""}, Map2: map[string][]inner{"z": nil, "y": {{1, "q"}}},
 		hidden: 1,
 	}
 }
@@ -125,12 +141,19 @@ type octet byte
 
 func TestOtherKindsAreLeftToEncodingJSON(t *testing.T) {
 	for _, v := range []any{
-		map[string]int{"b": 1, "a": 2}, 1.5, struct {
+		map[int]int{2: 1, 1: 2}, map[string]float64{"b": 1}, map[word]int{{"a"}: 1}, 1.5, struct {
 			F float64 `json:"f"`
 		}{1e30}, struct {
 			inner
 			A any `json:"a"`
-		}{A: "x"}, struct{ Untagged int }{1}, struct {
+		}{A: "x"}, struct {
+			Outer
+			O string `json:"o"`
+		}{O: "the outer one"}, struct {
+			*Outer
+		}{&Outer{O: "x"}}, struct {
+			Outer `json:"outer"`
+		}{Outer{O: "x"}}, struct{ Untagged int }{1}, struct {
 			N int `json:"n,string"`
 		}{1}, struct {
 			N int `json:"<n>"`

@@ -146,7 +146,11 @@ func measureBroker(ctx context.Context, broker *process, callers int, length tim
 	if r.deliver, err = run(ctx, broker, callers, length, deliveries(c)); err != nil {
 		return row{}, fmt.Errorf("deliver: %w", err)
 	}
-	if r.use, err = run(ctx, broker, callers, length, uses(c)); err != nil {
+	use, err := uses(ctx, c, callers)
+	if err != nil {
+		return row{}, fmt.Errorf("deliver, to be used: %w", err)
+	}
+	if r.use, err = run(ctx, broker, callers, length, use); err != nil {
 		return row{}, fmt.Errorf("use: %w", err)
 	}
 	return r, nil
@@ -164,29 +168,32 @@ func deliveries(c *client.Client) func(context.Context) error {
 	}
 }
 
-// uses gives a function that uses a gated session, and gets the next one when its thousand uses are spent.
-func uses(c *client.Client) func(context.Context) error {
-	idle := make(chan *client.Secret, 1024)
-	return func(ctx context.Context) error {
-		var s *client.Secret
-		select {
-		case s = <-idle:
-		default:
+// uses gives a function that uses gated sessions, of which callers are there already: what is measured is not their
+// delivery. A session whose thousand uses are spent is got anew.
+func uses(ctx context.Context, c *client.Client, callers int) (func(context.Context) error, error) {
+	get := func(ctx context.Context) (*client.Secret, error) {
+		return c.Get(ctx, gatedSecret, client.WithGrade("gated"), client.WithUses(1000))
+	}
+	idle := make(chan *client.Secret, callers)
+	for range callers {
+		s, err := get(ctx)
+		if err != nil {
+			return nil, err
 		}
-		if s == nil || !more(s) {
-			var err error
-			if s, err = c.Get(ctx, gatedSecret, client.WithGrade("gated"), client.WithUses(1000)); err != nil {
+		idle <- s
+	}
+	return func(ctx context.Context) error {
+		s := <-idle
+		defer func() { idle <- s }()
+		if left, _ := s.UsesLeft(); left == 0 {
+			next, err := get(ctx)
+			if err != nil {
 				return err
 			}
+			s = next
 		}
-		defer func() { idle <- s }()
 		return s.UseContext(ctx, func([]byte) error { return nil })
-	}
-}
-
-func more(s *client.Secret) bool {
-	left, _ := s.UsesLeft()
-	return left > 0
+	}, nil
 }
 
 // putSecret makes the secrets that are delivered.

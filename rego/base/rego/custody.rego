@@ -13,13 +13,11 @@ class := data.classes[input.resource.secret.class]
 
 # What a delivery of the class is bound to. For a split the broker is told who the persons behind the holders and the
 # caller are, so that it can refuse one person behind two of them.
-obligations := class.obligations if not class.obligations.split_knowledge
-
-obligations := {name: parameters |
+obligations := class.obligations if {
+	not class.obligations.split_knowledge
+} else := {name: parameters |
 	some name, given in class.obligations
 	parameters := with_persons(name, given)
-} if {
-	class.obligations.split_knowledge
 }
 
 with_persons(name, given) := given if name != "split_knowledge"
@@ -37,16 +35,14 @@ with_persons(name, given) := {
 # give.
 default asks := false
 
-asks if "approval" in object.keys(class)
+asks if [class.approval] != []
 
 default approved := false
 
 approved if {
 	class
 	not asks
-}
-
-approved if number.at_least(count(approvers), class.approval.count)
+} else if number.at_least(count(approvers), class.approval.count)
 
 # Persons and not identities, each with the role, and none of them the caller.
 approvers contains person(approval.principal) if {

@@ -24,39 +24,42 @@ default permit := false
 permit if {
 	covered
 	input.resource.secret.exists == true
-	class.attestation.required == false
-	input.principal.level in class.levels
-	number.at_most(input.risk.score, class.max_risk)
+	required := class
+	input.principal.level in required.levels
+	number.at_most(input.risk.score, required.max_risk)
+	device_ok
 	custody.approved
 }
 
-permit if {
-	covered
-	input.resource.secret.exists == true
+# What the class demands of the device.
+default device_ok := false
+
+device_ok if class.attestation.required == false
+
+device_ok if {
 	class.attestation.required == true
-	input.principal.level in class.levels
-	number.at_most(input.risk.score, class.max_risk)
 	fresh
 	trusted
 	placed
-	custody.approved
 }
 
 # An attestation is fresh if it is recent enough, of a kind that the class takes, and bound to this caller.
 default fresh := false
 
 fresh if {
+	required := class.attestation
 	input.attestation.keys_bound == true
-	input.attestation.kind in class.attestation.kinds
-	number.at_most(input.attestation.age_seconds, class.attestation.max_age_seconds)
+	input.attestation.kind in required.kinds
+	number.at_most(input.attestation.age_seconds, required.max_age_seconds)
 }
 
 # The verdict over the device.
 default trusted := false
 
 trusted if {
-	input.attestation.tier in class.attestation.tiers
-	number.at_least(input.attestation.score, class.attestation.min_score)
+	required := class.attestation
+	input.attestation.tier in required.tiers
+	number.at_least(input.attestation.score, required.min_score)
 }
 
 # Which devices the principal may run on.
@@ -144,17 +147,6 @@ requires["factor"] := {"level": class.step_up} if {
 	identity_can_rise
 	device_in_reach
 	number.at_most(other_risk, class.max_risk)
-}
-
-default device_ok := false
-
-device_ok if class.attestation.required == false
-
-device_ok if {
-	class.attestation.required == true
-	fresh
-	trusted
-	placed
 }
 
 # Nobody is asked to approve what would not be delivered anyway.

@@ -1,0 +1,6 @@
+package canonical
+
+import "reflect"
+
+// Known reports whether values of the type are encoded here as a whole.
+func Known(t reflect.Type) bool { return encoderOf(t) != nil }
