@@ -6,7 +6,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	"google.golang.org/protobuf/proto"
@@ -17,7 +16,6 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/secret"
 	"github.com/bulla-project/bulla/secret/keys"
-	"github.com/bulla-project/bulla/session"
 )
 
 // saltSize is how many random bytes a client puts into a request to operate: the record holds the payload's hash.
@@ -25,14 +23,6 @@ const saltSize = 32
 
 // countedFor is how long the encryptions of a key are counted: longer than anybody keeps one.
 const countedFor = 200 * 365 * 24 * time.Hour
-
-// work is what a request to operate asks for, in the session that it is for.
-type work struct {
-	session session.Session
-	input   keys.Input
-	device  []ledger.Precondition // what says that the session was not overtaken: orders, and its device, which need not be today's
-	shown   []*bullav1.Factor
-}
 
 // result is what came of an operation that was permitted.
 type result struct {
@@ -61,100 +51,52 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err := b.tree.Stopped(); err != nil { // what no signed log will ever hold does not leave
 		return nil, err
 	}
-	w, err := b.work(ctx, now, who) // strictly parsed; this instance's session, which is proxied
+	l, input, err := b.work(ctx, now, who) // strictly parsed; this instance's session, which is proxied
 	if err != nil {
 		return nil, err
 	}
-	factors, err := b.factors(ctx, now, who, w.shown) // tokens of other issuers
+	r, err := b.decideAgain(ctx, now, who, l, input.Operation) // identity, attestation, context, risk, policy, obligations
 	if err != nil {
 		return nil, err
 	}
-	active, err := b.current(ctx) // the revision that decides now
-	if err != nil {
-		return nil, err
+	if err := input.Validate(r.target.keyType()); err != nil && r.target.exists {
+		return nil, b.invalid(ctx, r.now, who, err.Error())
 	}
-	device, err := b.passport(ctx, active, who) // attestation, as it is now
-	if err != nil {
-		return nil, err
-	}
-	now = device.notBefore(now)
-	asked, err := askedBy(w.session)
-	if err != nil {
-		return nil, err
-	}
-	asked.operation, asked.factors = w.input.Operation, factors
-	target, err := b.target(ctx, asked) // the version that was delivered, or that there is none any more
-	if err != nil {
-		return nil, err
-	}
-	if err := w.input.Validate(target.keyType()); err != nil && target.exists {
-		return nil, b.invalid(ctx, now, who, err.Error())
-	}
-	said, err := b.external(ctx, now, who, device) // by transmitters of signals
-	if err != nil {
-		return nil, err
-	}
-	signals := b.signals(ctx, now, who, asked, recipientOf(w.session), device, target, said) // context
-	verdict, err := b.decide(ctx, active, signals, said)                                     // risk and policy
-	if err != nil {
-		return nil, err
-	}
-	if verdict, err = b.stillApproved(ctx, w.session.Approval, verdict); err != nil { // with what others said to the delivery
-		return nil, err
-	}
-	permit, denied := verdict.permit()
-	unmet := ""
-	if denied == nil {
-		unmet = permit.stillMet(now, w.session, wanted{}) // obligations
-	}
-	if denied != nil || unmet != "" || !target.exists {
-		if reply, err := b.operatedBefore(ctx, now, who, w, target, verdict, active); reply != nil || err != nil { // permitted before
+	if r.denied != nil || r.unmet != "" || !r.target.exists {
+		if reply, err := b.operatedBefore(ctx, who, l, input, r, r.active); reply != nil || err != nil { // permitted before
 			return reply, err
 		}
-		switch {
-		case denied != nil:
-			return nil, b.deny(ctx, now, who, denied, target)
-		case w.session.State.Ended() || !target.exists:
-			return nil, b.over(ctx, now, who, w)
+		if r.denied == nil && (l.session.State.Ended() || !r.target.exists) {
+			return nil, b.over(ctx, r.now, who, l)
 		}
-		return nil, b.unmet(ctx, now, who, permit, unmet)
+		return nil, b.refused(ctx, who, r)
 	}
-	done, err := b.do(ctx, target, w.input)
+	done, err := b.do(ctx, r.target, input)
 	if err != nil {
 		return nil, err
 	}
-	unchanged := slices.Concat(w.device, device.unchanged(), said.unchanged(), []ledger.Precondition{target.unchanged(), active.unchanged()})
-	return b.countOperation(ctx, now, who, w, permit, unchanged, target, done) // ledger commit, or what the request got before
+	return b.countOperation(ctx, who, l, input, r, done) // ledger commit, or what the request got before
 }
 
-// work parses the payload and finds the session. One of another instance looks like none.
-func (b *Broker) work(ctx context.Context, now time.Time, who request) (work, error) {
+// work parses the payload and finds the session, and what is to be done in it.
+func (b *Broker) work(ctx context.Context, now time.Time, who request) (live, keys.Input, error) {
 	var in bullav1.OperateRequest
 	if err := strictProto(who.payload, &in); err != nil {
-		return work{}, b.invalid(ctx, now, who, "the payload is not an OperateRequest")
+		return live{}, keys.Input{}, b.invalid(ctx, now, who, "the payload is not an OperateRequest")
 	}
-	s, err := b.ownSession(ctx, now, who, in.GetSessionId())
+	l, err := b.liveSession(ctx, now, who, in.GetSessionId(), in.GetFactors())
 	if err != nil {
-		return work{}, err
+		return live{}, keys.Input{}, err
 	}
 	switch {
-	case s.Grade != string(envelope.GradeProxied):
-		return work{}, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s, and its secret is with the client", s.Grade))
+	case l.session.Grade != string(envelope.GradeProxied):
+		return live{}, keys.Input{}, b.invalid(ctx, now, who, fmt.Sprintf("the session is of grade %s, and its secret is with the client", l.session.Grade))
 	case len(in.GetSalt()) != saltSize:
-		return work{}, b.invalid(ctx, now, who, fmt.Sprintf("the salt has %d bytes, and %d are needed", len(in.GetSalt()), saltSize))
+		return live{}, keys.Input{}, b.invalid(ctx, now, who, fmt.Sprintf("the salt has %d bytes, and %d are needed", len(in.GetSalt()), saltSize))
 	}
-	ended, row, err := b.overtaken(ctx, s)
-	if err != nil {
-		return work{}, err
-	}
-	state := s.StateAt(now)
-	lastUse := state == session.Exhausted && now.Before(s.Expires.Time()) // its answer may have got lost
-	if ended || state.Ended() && !lastUse {
-		return work{}, b.rejectRequest(ctx, now, who, checkSession, s.ID.String(), fmt.Sprintf("the session is %s: get the key again", state))
-	}
-	return work{session: s, device: row, shown: in.GetFactors(), input: keys.Input{
+	return l, keys.Input{
 		Operation: keys.Operation(in.GetOperation()), Data: in.GetInput(), AssociatedData: in.GetAssociatedData(), Signature: in.GetSignature(),
-	}}, nil
+	}, nil
 }
 
 // keyType is the type of the version that is asked for.
@@ -210,21 +152,19 @@ func (b *Broker) do(ctx context.Context, t target, in keys.Input) (result, error
 
 // countOperation commits the operation and makes the reply. The ledger refuses it when the session has ended or has no
 // uses left, or what the decision saw has changed.
-func (b *Broker) countOperation(
-	ctx context.Context, now time.Time, who request, w work, permit permit, unchanged []ledger.Precondition, target target, done result,
-) (reply *bullav1.OperateReply, err error) {
+func (b *Broker) countOperation(ctx context.Context, who request, l live, input keys.Input, r ruling, done result) (reply *bullav1.OperateReply, err error) {
 	defer func() {
 		if err != nil {
 			clear(done.output)
 		}
 	}()
-	operated := event.New(now, who.caller.id.String(), event.SessionOperated{
-		Session: w.session.ID, Operation: string(w.input.Operation), Object: object(w.input, done), Refuted: done.refuted, Most: permit.most(),
+	operated := event.New(r.now, who.caller.id.String(), event.SessionOperated{
+		Session: l.session.ID, Operation: string(input.Operation), Object: object(input, done), Refuted: done.refuted, Most: r.permit.most(),
 		Nonce: who.nonce[:], Exporter: who.conn.exporter[:], PayloadSHA256: sha256.Sum256(who.payload), Signature: who.signature,
-		Decision: permit.record(who.id),
+		Decision: r.permit.record(who.id),
 	})
 	reply = &bullav1.OperateReply{EventId: operated.ID.String()}
-	if w.input.Operation == keys.Encrypt { // drawn once; everything else comes out the same again, and is never written
+	if input.Operation == keys.Encrypt { // drawn once; everything else comes out the same again, and is never written
 		reply.Output = done.output
 	}
 	stored, err := proto.Marshal(reply)
@@ -233,35 +173,35 @@ func (b *Broker) countOperation(
 	}
 	at, err := b.ledger.Commit(ctx, ledger.Commit{
 		Event:    operated,
-		Require:  unchanged,
-		Counters: append(permit.rate(now), encryptions(w.input, target)...),
+		Require:  r.rows,
+		Counters: append(r.permit.rate(r.now), encryptions(input, r.target)...),
 		Request: &ledger.Request{
-			Key: operateKey(w.session.ID, who.id), Owner: operateOwner(who), Reply: stored, Expires: now.Add(useRetry), Session: w.session.ID,
+			Key: operateKey(l.session.ID, who.id), Owner: operateOwner(who), Reply: stored, Expires: r.now.Add(useRetry), Session: l.session.ID,
 		},
 	})
 	switch {
 	case errors.Is(err, ledger.ErrDuplicateRequest): // the same request again, and still permitted
-		before, err := b.operatedBefore(ctx, now, who, w, target, permit.verdict, nil)
+		before, err := b.operatedBefore(ctx, who, l, input, r, nil)
 		if before == nil && err == nil {
-			err = b.rejectRequest(ctx, now, who, checkRequest, w.session.ID.String(), "this request was answered some time ago and that answer is gone: ask with a new request id")
+			err = b.rejectRequest(ctx, r.now, who, checkRequest, l.session.ID.String(), "this request was answered some time ago and that answer is gone: ask with a new request id")
 		}
 		return before, err
 	case errors.Is(err, ledger.ErrTransition):
-		return nil, b.over(ctx, now, who, w)
+		return nil, b.over(ctx, r.now, who, l)
 	case errors.Is(err, ledger.ErrLimit):
-		b.limits.refused(who.caller.id.String(), now, 1)
+		b.limits.refused(who.caller.id.String(), r.now, 1)
 		return nil, err
 	case err != nil:
 		return nil, err
 	}
-	b.travels.arrived(permit.signals)
+	b.travels.arrived(r.permit.signals)
 	b.metrics.operations.Inc()
-	return b.tell(ctx, reply, w, done, at.Index)
+	return b.tell(ctx, reply, l.session.ID, done, at.Index)
 }
 
 // tell adds the result, and what is known only after the commit.
-func (b *Broker) tell(ctx context.Context, reply *bullav1.OperateReply, w work, done result, index int64) (*bullav1.OperateReply, error) {
-	s, _, err := b.ledger.Session(ctx, w.session.ID)
+func (b *Broker) tell(ctx context.Context, reply *bullav1.OperateReply, id event.ID, done result, index int64) (*bullav1.OperateReply, error) {
+	s, _, err := b.ledger.Session(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -272,11 +212,9 @@ func (b *Broker) tell(ctx context.Context, reply *bullav1.OperateReply, w work, 
 	return reply, nil
 }
 
-// operatedBefore gives the same result again for the same request of the same instance, for as long as the answer is
-// kept and the session lives, or was ended by that very use, and to no other place than the session is bound to. With a
-// revision, only what that one permitted counts.
-func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request, w work, target target, v verdict, by *active) (*bullav1.OperateReply, error) {
-	before, err := b.ledger.Request(ctx, operateKey(w.session.ID, who.id))
+// operatedBefore gives the same result again for the same request of the same instance: see prior.
+func (b *Broker) operatedBefore(ctx context.Context, who request, l live, input keys.Input, r ruling, only *active) (*bullav1.OperateReply, error) {
+	before, err := b.ledger.Request(ctx, operateKey(l.session.ID, who.id))
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, nil
 	}
@@ -284,46 +222,32 @@ func (b *Broker) operatedBefore(ctx context.Context, now time.Time, who request,
 		return nil, err
 	}
 	if before.Owner != operateOwner(who) {
-		return nil, b.rejectRequest(ctx, now, who, checkRequest, w.session.ID.String(), "this request id was used for another request: choose a new one")
-	}
-	if !now.Before(before.Expires) || v.misplaced(w.session.Places) != "" {
-		return nil, nil
+		return nil, b.rejectRequest(ctx, r.now, who, checkRequest, l.session.ID.String(), "this request id was used for another request: choose a new one")
 	}
 	reply := new(bullav1.OperateReply)
 	if err := proto.Unmarshal(before.Reply, reply); err != nil {
 		return nil, err
 	}
-	id, err := event.ParseID(reply.GetEventId())
-	if err != nil {
-		return nil, err
-	}
-	at, err := b.ledger.Find(ctx, id)
-	if err != nil {
+	at, ok, err := b.prior(ctx, who, l, r, before, reply.GetEventId(), only)
+	if !ok || err != nil || !r.target.exists {
 		return nil, err
 	}
 	operated, ok := at.Event.Body.(event.SessionOperated)
-	if !ok || by != nil && operated.Decision.Sequence != by.sequence || !target.exists {
+	if !ok {
 		return nil, nil
 	}
-	again, _, err := b.ledger.Session(ctx, w.session.ID) // it may have ended since it was read
-	if err != nil {
-		return nil, err
-	}
-	if state := again.StateAt(now); state.Ended() && state != session.Exhausted {
-		return nil, b.over(ctx, now, who, w)
-	}
 	done := result{output: reply.GetOutput(), refuted: operated.Refuted}
-	if w.input.Operation != keys.Encrypt {
-		if done, err = b.do(ctx, target, w.input); err != nil {
+	if input.Operation != keys.Encrypt {
+		if done, err = b.do(ctx, r.target, input); err != nil {
 			return nil, err
 		}
 	}
-	return b.tell(ctx, reply, w, done, at.Index)
+	return b.tell(ctx, reply, l.session.ID, done, at.Index)
 }
 
 // over records and says why there is no operation (any more).
-func (b *Broker) over(ctx context.Context, now time.Time, who request, w work) error {
-	again, _, err := b.ledger.Session(ctx, w.session.ID)
+func (b *Broker) over(ctx context.Context, now time.Time, who request, l live) error {
+	again, _, err := b.ledger.Session(ctx, l.session.ID)
 	if err != nil {
 		return err
 	}
@@ -331,7 +255,7 @@ func (b *Broker) over(ctx context.Context, now time.Time, who request, w work) e
 	if state := again.StateAt(now); state.Ended() {
 		text = fmt.Sprintf("the session is %s: get the key again", state)
 	}
-	return b.rejectRequest(ctx, now, who, checkSession, w.session.ID.String(), text)
+	return b.rejectRequest(ctx, now, who, checkSession, again.ID.String(), text)
 }
 
 // most is how many uses of a session the permit allows; 0 is no limit.

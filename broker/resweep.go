@@ -168,7 +168,7 @@ func (b *Broker) wouldEnd(ctx context.Context, active *active, s session.Session
 		}
 		return v.decision.Reasons[0], nil
 	}
-	return permit.stillMet(b.now(), s, wanted{}), nil
+	return permit.stillMet(b.now(), s, false), nil
 }
 
 // recorded are the signals that a session was delivered on.
