@@ -307,6 +307,48 @@ func TestAbuse_A32_epochs_end_with_the_process(t *testing.T) {
 	r.Check()
 }
 
+// An old copy of everything that lies on disk brings back no share: not of a session that the copy knows as live, and
+// not of one whose uses it does not know of. Nothing else is revoked or rotated by itself.
+func TestAbuse_A32_a_restored_copy_ends_gated_sessions_and_nothing_else(t *testing.T) {
+	r := rig.Start(t, rig.Config{})
+	r.Put("demo/gated", "standard", "s3cret")
+	r.Put("demo/open", "standard", "0pen")
+	w := r.Raw("workload")
+	s := deliverGated(t, w, "demo/gated", "s3cret", 3)
+	open, _, err := w.Deliver(t.Context(), "demo/open")
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Stop()
+	old := copyOf(t, r.Config.DataDir)
+	restore(t, old, r.Config.DataDir) // as it was, and another process
+	r.Run()
+	after := r.RawWith("workload", w.Key)
+	for number := uint32(1); number <= 3; number++ {
+		_, err = s.use(t, after, requestID(), number)
+		wantCode(t, "a share after the restore", err, codes.FailedPrecondition, "session")
+	}
+	for id, want := range map[string]string{s.reply.GetSessionId(): "revoked", open.GetSessionId(): "issued"} {
+		state, err := sessionStatus(t, after, id)
+		if err != nil || state.GetState() != want {
+			t.Errorf("session %s is %v, %v; want %s", id, state, err, want)
+		}
+	}
+	for _, e := range r.Events() {
+		switch body := e.Body.(type) {
+		case event.SessionRevoked:
+			if body.Session.String() != s.reply.GetSessionId() {
+				t.Errorf("%s was revoked by nobody", body.Session)
+			}
+		case event.SecretPut:
+			if body.Version != 1 {
+				t.Errorf("%s has a new version that nobody put", body.Name)
+			}
+		}
+	}
+	r.Check()
+}
+
 // What was released at grade open once is not called gated later.
 func TestAbuse_A18_no_gate_after_an_open_release(t *testing.T) {
 	t.Parallel()
