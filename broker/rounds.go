@@ -55,8 +55,8 @@ func (s rounds) OpenRound(ctx context.Context, in *bullav1.SignedRequest) (*bull
 
 func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Round, error) {
 	var in bullav1.OpenRoundRequest
-	if err := strictProto(who.payload, &in); err != nil {
-		return round.Round{}, s.invalid(ctx, now, who, "the payload is not an OpenRoundRequest")
+	if err := strictProto(who.payload, &in); err != nil || len(who.payload) > 2*maxAsk {
+		return round.Round{}, s.invalid(ctx, now, who, "the payload is not an OpenRoundRequest, or larger than one can be")
 	}
 	id, err := event.ParseID(who.id)
 	if err != nil {

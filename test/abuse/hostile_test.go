@@ -1,0 +1,203 @@
+package abuse
+
+import (
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/broker/config"
+	"github.com/bulla-project/bulla/caep"
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/session"
+	"github.com/bulla-project/bulla/test/rig"
+	"github.com/bulla-project/bulla/token/xtest"
+)
+
+// A07: a token that is bound to this instance is judged by everything else as well.
+func TestAbuse_A07_a_bound_token_is_no_exception(t *testing.T) {
+	t.Parallel()
+	i := xtest.New(t)
+	r := withIssuer(t, i)
+	w := r.Raw("workload")
+	bound := xtest.Claims{"cnf": xtest.Claims{"jkt": w.Name}}
+	for what, subject := range map[string]string{"a SPIFFE ID": rig.ID("workload").String(), "a long subject": strings.Repeat("a", 513)} {
+		_, _, err := w.Deliver(t.Context(), "demo/hello", showing(i.Token(t, subject, bound)))
+		wantCode(t, what, err, codes.PermissionDenied, "factor")
+	}
+}
+
+// A46: whoever delays a signal on its way gets no session that outlives it: what was committed before the signal was
+// decided without it, whatever the times say.
+func TestAbuse_A46_a_delayed_signal(t *testing.T) {
+	t.Parallel()
+	s := listening(t)
+	s.Put("demo/hello", "standard", "hello")
+	w := s.Raw("workload")
+	compact := s.event(t, caep.SessionRevoked, xtest.Claims{}, workload(), nil)
+	taken := make(chan struct{})
+	s.http.Transport.(*http.Transport).ExpectContinueTimeout = 20 * time.Second
+	body, send := io.Pipe()
+	status := make(chan int, 1)
+	go func() {
+		got, _ := s.push(t, "", func(r *http.Request) {
+			r.Body, r.ContentLength = body, int64(len(compact))
+			r.Header.Set("Expect", "100-continue")
+			*r = *r.WithContext(httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{Got100Continue: func() { close(taken) }}))
+		})
+		status <- got
+	}()
+	<-taken // it is on its way
+	between, _ := opened(t, w, "demo/hello")
+	if _, err := io.WriteString(send, compact); err != nil {
+		t.Fatal(err)
+	}
+	if err := send.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := <-status; got != http.StatusAccepted {
+		t.Fatalf("the signal: %d", got)
+	}
+	if st, err := sessionStatus(t, w, between.GetSessionId()); err != nil || st.GetState() != string(session.Revoked) {
+		t.Errorf("a session from before the signal is %q: %v", st.GetState(), err)
+	}
+	later, _ := opened(t, w, "demo/hello")
+	if st, err := sessionStatus(t, w, later.GetSessionId()); err != nil || session.State(st.GetState()).Ended() {
+		t.Errorf("a session from after the signal is %q: %v", st.GetState(), err)
+	}
+	s.Check()
+}
+
+// A46, A37: a revocation ends what was delivered before it, also where a clock that was ahead says that it came after.
+func TestAbuse_A46_a_revocation_takes_what_was_before_it(t *testing.T) {
+	t.Parallel()
+	var ahead atomic.Int64
+	r := rig.Start(t, rig.Config{Now: func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }})
+	r.Put("demo/hello", "standard", "hello")
+	w := r.Raw("workload")
+	ahead.Store(int64(2 * time.Second))
+	before, _ := opened(t, w, "demo/hello")
+	ahead.Store(0)
+	for _, by := range []*bullav1.RevokeRequest{
+		{Selector: &bullav1.RevokeRequest_Principal{Principal: rig.ID("workload").String()}, Reason: "taken over"},
+		{Selector: &bullav1.RevokeRequest_TrustDomain{TrustDomain: rig.TrustDomain}, Reason: "taken over"},
+	} {
+		stream, err := bullav1.NewRevocationsClient(r.Client("operator").Conn()).Revoke(t.Context(), by)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for err == nil {
+			_, err = stream.Recv()
+		}
+		if err != io.EOF {
+			t.Fatal(err)
+		}
+		if st, err := sessionStatus(t, w, before.GetSessionId()); err != nil || st.GetState() != string(session.Revoked) {
+			t.Errorf("a session from before %T is %q: %v", by.GetSelector(), st.GetState(), err)
+		}
+		ahead.Store(int64(2 * time.Second))
+		before, _ = opened(t, w, "demo/hello")
+		ahead.Store(0)
+	}
+	r.Check()
+}
+
+// A42: strangers who flood a transmitter's address do not keep its signals out.
+func TestAbuse_A42_a_flood_at_a_transmitters_address(t *testing.T) {
+	t.Parallel()
+	s := listening(t)
+	s.Put("demo/hello", "standard", "hello")
+	revoke := s.event(t, caep.SessionRevoked, xtest.Claims{}, workload(), nil)
+	for range 400 {
+		if status, _ := s.push(t, "junk", func(r *http.Request) { r.Header.Set("Authorization", "Bearer x") }); status == http.StatusAccepted {
+			t.Fatal("junk was taken")
+		}
+	}
+	s.want(t, "the transmitter's own", revoke, http.StatusAccepted, "")
+	s.Check()
+}
+
+// A53: what one transmitter's address has taken is not what another one, with other powers, has heard.
+func TestAbuse_A53_a_signal_that_went_to_another_address(t *testing.T) {
+	t.Parallel()
+	s := listening(t)
+	s.Stop()
+	deaf := s.Config.Signals.Transmitters[0]
+	deaf.Name, deaf.SPIFFESubjects = "deaf", false
+	deaf.Subjects = []config.Subject{{Format: "opaque", ID: "nobody", Principals: []string{rig.ID("nobody").String()}}}
+	s.Config.Signals.Transmitters = append(s.Config.Signals.Transmitters, deaf)
+	s.Run()
+	s.Put("demo/hello", "standard", "hello")
+	w := s.Raw("workload")
+	live, _ := opened(t, w, "demo/hello")
+	revoke := s.event(t, caep.SessionRevoked, xtest.Claims{}, workload(), nil)
+	s.want(t, "to the address that knows nobody", revoke, http.StatusAccepted, "", func(r *http.Request) { r.URL.Path = "/v1/signals/deaf" })
+	s.want(t, "to its own", revoke, http.StatusAccepted, "")
+	if st, err := sessionStatus(t, w, live.GetSessionId()); err != nil || st.GetState() != string(session.Revoked) {
+		t.Errorf("the session is %q: %v", st.GetState(), err)
+	}
+	s.Check()
+}
+
+// padded is a message with one of its texts before it again and again: it parses, and the last one counts.
+func padded(t *testing.T, in proto.Message, field protowire.Number, text []byte, size int) []byte {
+	t.Helper()
+	body, err := proto.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []byte
+	for len(out) < size {
+		out = protowire.AppendBytes(protowire.AppendTag(out, field, protowire.BytesType), text)
+	}
+	return append(out, body...)
+}
+
+// A42: a signed request that goes onto the record, and to custodians and approvers, is no larger than what it asks.
+func TestAbuse_A42_padded_requests_of_rounds(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{})
+	r.Put("demo/split", "split", "the root key")
+	r.Put("demo/approved", "approved", "one")
+	w := r.Raw("workload")
+	rounds := bullav1.NewRoundsClient(w.Conn)
+	const size = 500 << 10
+	name := []byte("demo/split")
+
+	ask, _ := w.Ask("demo/split")
+	_, err := w.Broker.Deliver(t.Context(), w.SignPayload(bullav1.Broker_Deliver_FullMethodName, requestID(), padded(t, ask, 1, name, size)))
+	wantCode(t, "a padded delivery", err, codes.InvalidArgument, "request")
+
+	for what, body := range map[string]func(ask *bullav1.DeliverRequest) []byte{
+		"padded inside": func(ask *bullav1.DeliverRequest) []byte {
+			return padded(t, &bullav1.OpenRoundRequest{Deliver: padded(t, ask, 1, name, size)}, 1, nil, 0)
+		},
+		"padded outside": func(ask *bullav1.DeliverRequest) []byte {
+			inner, err := proto.Marshal(ask)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return padded(t, &bullav1.OpenRoundRequest{Deliver: inner}, 1, name, size)
+		},
+	} {
+		w.Challenge(nil)
+		ask, _ := w.Ask("demo/approved")
+		id := event.NewRequestID(time.Now()).String()
+		_, err := rounds.OpenRound(t.Context(), w.SignPayload(bullav1.Rounds_OpenRound_FullMethodName, id, body(ask)))
+		wantCode(t, what, err, codes.InvalidArgument, "request")
+	}
+	for _, e := range r.Events() {
+		if text, err := e.Encode(); err != nil || len(text) > 64<<10 {
+			t.Errorf("%s has %d bytes: %v", e.Body.EventType(), len(text), err)
+		}
+	}
+	r.Check()
+}
