@@ -164,7 +164,7 @@ func (s rounds) status(ctx context.Context, now time.Time, who request) (*bullav
 		}
 		out.Answers = append(out.Answers, got)
 	}
-	if r.Kind == round.Split {
+	if r.Kind == round.Split && !state.Ended() {
 		k, err := s.kept(ctx, r)
 		if err != nil {
 			return nil, err
@@ -218,6 +218,9 @@ func (s rounds) close(ctx context.Context, now time.Time, who request) (round.St
 	bad := slices.Clone(in.GetBad())
 	slices.Sort(bad)
 	err = s.record(ctx, event.New(now, r.Principal, event.RoundClosed{Round: r.ID, Combined: in.GetCombined(), Bad: slices.Compact(bad)}))
+	if err == nil {
+		return to, s.abandoned(ctx, now, r.ID)
+	}
 	if !errors.Is(err, ledger.ErrTransition) {
 		return to, err
 	}
@@ -226,7 +229,7 @@ func (s rounds) close(ctx context.Context, now time.Time, who request) (round.St
 		return "", err
 	}
 	if again.State == to {
-		return to, nil
+		return to, s.abandoned(ctx, now, r.ID)
 	}
 	return "", refuse(codes.FailedPrecondition, checkRound, "the round is %s", again.StateAt(now))
 }
@@ -357,6 +360,9 @@ func (s rounds) whole(ctx context.Context, now time.Time, r round.Round, reader 
 			return nil, fmt.Errorf("event %s: %w: it opened no round", r.Event, ledger.ErrTampered)
 		}
 		out.Request = callReply(b.Custody.Request)
+		if state.Ended() { // what lay beside the ledger for it is gone
+			return out, nil
+		}
 		k, err := s.kept(ctx, r)
 		if err != nil {
 			return nil, err
@@ -433,7 +439,7 @@ func (b *Broker) sweepRounds(ctx context.Context, now time.Time) error {
 					oldest = at
 				}
 				b.expireAt(r.Expires.Time())
-			} else if err := b.record(ctx, event.New(now, r.Principal, event.RoundExpired{Round: r.ID})); err != nil && !errors.Is(err, ledger.ErrTransition) {
+			} else if err := b.expireRound(ctx, now, r); err != nil {
 				b.expireAt(now)
 				return err
 			}

@@ -1,9 +1,11 @@
 package abuse
 
 import (
+	"database/sql"
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"path/filepath"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -200,4 +202,84 @@ func TestAbuse_A42_padded_requests_of_rounds(t *testing.T) {
 		}
 	}
 	r.Check()
+}
+
+// A22: the shares that the broker keeps for a round go with the round, however it ends; and so does the session of one
+// that ended without its shares being combined, but for one that owes a receipt.
+func TestAbuse_A22_nothing_is_left_of_a_round(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{Policy: func(files map[string]string) {
+		split := files["data/classes.yaml"]
+		split = split[strings.Index(split, "\nsplit:\n")+1:]
+		split, _, _ = strings.Cut(split, "\n# ")
+		owing := strings.Replace(split, "split:", "owing:", 1) + "\n    receipt_required: {within_seconds: 3000, grade: open}\n"
+		files["data/classes.yaml"] += owing
+	}})
+	r.Put("demo/split", "split", "the root key")
+	r.Put("demo/owing", "owing", "the root key")
+	w := r.Raw("workload")
+	deliver := func(name string) string {
+		reply, _, err := w.Deliver(t.Context(), name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return reply.GetSessionId()
+	}
+	giveUp := func(id string) {
+		w.Challenge(nil)
+		in := w.Sign(bullav1.Rounds_CloseRound_FullMethodName, &bullav1.CloseRoundRequest{RoundId: id})
+		if _, err := bullav1.NewRoundsClient(w.Conn).CloseRound(t.Context(), in); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state := func(what, id, want string) {
+		t.Helper()
+		if st, err := sessionStatus(t, w, id); err != nil || st.GetState() != want {
+			t.Errorf("%s: the session is %q (%s), %v; want %q", what, st.GetState(), st.GetReason(), err, want)
+		}
+	}
+	combined := ask(t, r, "workload", "demo/split", time.Minute)
+	approve(t, r, "custodian-1", combined.round)
+	approve(t, r, "custodian-2", combined.round)
+	combined.want(t, "the root key")
+
+	cancelled, rejected, owing := deliver("demo/split"), deliver("demo/split"), deliver("demo/owing")
+	giveUp(cancelled)
+	giveUp(owing)
+	for _, who := range []string{"custodian-1", "custodian-2"} {
+		if _, err := r.Client(who).Reject(t.Context(), rejected, "no"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state("given up", cancelled, "revoked")
+	state("rejected", rejected, "revoked")
+	state("given up, and a receipt is owed", owing, "issued")
+	operator := bullav1.NewSessionsClient(r.Client("operator").Conn())
+	if s, err := operator.GetSession(t.Context(), &bullav1.GetSessionRequest{Id: combined.round}); err != nil || session.State(s.GetState()).Ended() {
+		t.Errorf("combined: the session is %q, %v", s.GetState(), err)
+	}
+	live := deliver("demo/split")
+	state("open", live, "issued")
+	r.Check()
+	e := &edited{Rig: r, t: t}
+	r.Stop()
+	e.exec("DELETE FROM blobs WHERE key = ?", "round/"+live)
+	e.found("round/" + live)
+	if kept := e.count("SELECT count(*) FROM blobs WHERE key LIKE 'round/%'"); kept != 0 {
+		t.Errorf("the shares of %d rounds that have ended are kept", kept)
+	}
+}
+
+// count is what a query counts.
+func (e *edited) count(query string) (n int) {
+	e.t.Helper()
+	db, err := sql.Open("sqlite", filepath.Join(e.Config.DataDir, "ledger.db"))
+	if err != nil {
+		e.t.Fatal(err)
+	}
+	defer db.Close()
+	if err := db.QueryRowContext(e.t.Context(), query).Scan(&n); err != nil {
+		e.t.Fatal(err)
+	}
+	return n
 }
