@@ -99,7 +99,7 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err != nil {
 		return nil, err
 	}
-	if verdict, err = b.stillApproved(ctx, w.session.Approval, verdict); err != nil { // with what others said to the delivery
+	if verdict, err = b.stillApproved(ctx, w.session, verdict); err != nil { // with what others said to the delivery
 		return nil, err
 	}
 	permit, denied := verdict.permit()

@@ -158,9 +158,11 @@ func (s rounds) status(ctx context.Context, now time.Time, who request) (*bullav
 	for _, a := range r.Answers {
 		got := &bullav1.RoundAnswer{Holder: a.Holder, Approved: a.Approved, Reason: a.Reason, At: stamp(a.At)}
 		if a.Approved && r.Kind == round.Split && !state.Ended() {
-			if err := s.words(ctx, a, got); err != nil {
+			said, err := s.approval(ctx, r, a)
+			if err != nil {
 				return nil, err
 			}
+			got.Instance, got.Approval, got.Share, got.Binding, got.Chain = said.Instance, said.Approval, said.Share, said.Binding, said.Chain
 		}
 		out.Answers = append(out.Answers, got)
 	}
@@ -172,20 +174,6 @@ func (s rounds) status(ctx context.Context, now time.Time, who request) (*bullav
 		out.Manifest = &bullav1.SignedManifest{Manifest: k.Manifest, Key: k.Key, Signature: k.Signature}
 	}
 	return out, nil
-}
-
-// words adds what a holder signed, from the event that recorded it.
-func (s rounds) words(ctx context.Context, a round.Answer, to *bullav1.RoundAnswer) error {
-	at, err := s.ledger.Find(ctx, a.Event)
-	if err != nil {
-		return err
-	}
-	said, ok := at.Event.Body.(event.RoundApproved)
-	if !ok || said.Holder != a.Holder {
-		return fmt.Errorf("event %s: %w: it is not the approval of %s", a.Event, ledger.ErrTampered, a.Holder)
-	}
-	to.Instance, to.Approval, to.Share, to.Binding, to.Chain = said.Instance, said.Approval, said.Share, said.Binding, said.Chain
-	return nil
 }
 
 // CloseRound ends a round by its requester's word.

@@ -84,7 +84,7 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 	if err != nil {
 		return nil, err
 	}
-	if verdict, err = b.stillApproved(ctx, s.Approval, verdict); err != nil { // with what others said to the delivery
+	if verdict, err = b.stillApproved(ctx, s, verdict); err != nil { // with what others said to the delivery
 		return nil, err
 	}
 	permit, denied := verdict.permit()
