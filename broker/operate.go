@@ -90,7 +90,7 @@ func (b *Broker) operate(ctx context.Context, now time.Time, who request) (*bull
 	if err := w.input.Validate(target.keyType()); err != nil && target.exists {
 		return nil, b.invalid(ctx, now, who, err.Error())
 	}
-	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	said, err := b.external(ctx, now, who, device.id, w.session.Device) // by transmitters of signals
 	if err != nil {
 		return nil, err
 	}

@@ -87,7 +87,7 @@ func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Rou
 	if err != nil {
 		return round.Round{}, err
 	}
-	said, err := s.external(ctx, now, who, device)
+	said, err := s.external(ctx, now, who, device.id)
 	if err != nil {
 		return round.Round{}, err
 	}

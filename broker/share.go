@@ -53,7 +53,7 @@ func (s rounds) part(ctx context.Context, now time.Time, who request, action pol
 	if device.id != "" && device.result.HardwareBound() {
 		signals.Principal.Level = policy.LevelHighAssurance
 	}
-	said, err := s.external(ctx, now, who, device)
+	said, err := s.external(ctx, now, who, device.id)
 	if err != nil {
 		return part{}, err
 	}

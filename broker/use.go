@@ -75,7 +75,7 @@ func (b *Broker) use(ctx context.Context, now time.Time, who request) (*bullav1.
 		return nil, err
 	}
 	asked.factors = factors
-	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	said, err := b.external(ctx, now, who, device.id, s.Device) // by transmitters of signals
 	if err != nil {
 		return nil, err
 	}

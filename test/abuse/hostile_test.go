@@ -2,6 +2,7 @@ package abuse
 
 import (
 	"database/sql"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptrace"
@@ -18,6 +19,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/caep"
+	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/session"
 	"github.com/bulla-project/bulla/test/rig"
@@ -282,4 +284,39 @@ func (e *edited) count(query string) (n int) {
 		e.t.Fatal(err)
 	}
 	return n
+}
+
+// A39: a session is judged by what is said of the device that it was delivered on, also where its instance shows none,
+// or another one, by now.
+func TestAbuse_A39_the_device_of_the_delivery(t *testing.T) {
+	t.Parallel()
+	s := listening(t)
+	file, id := s.Device(rig.ID("workload").String())
+	s.Stop()
+	s.Config.Signals.Transmitters[0].Subjects = []config.Subject{{Format: "opaque", ID: "laptop", Devices: []string{id}}}
+	s.Run()
+	s.Put("demo/gated", "standard", "once")
+	c := s.Client("workload", func(c *client.Config) { c.DeviceFile = file })
+	if _, err := c.Attest(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	secret, err := c.Get(t.Context(), "demo/gated", client.WithGrade("gated"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer secret.Close()
+	use := func() error { return secret.UseContext(t.Context(), func([]byte) error { return nil }) }
+	s.Push(func(files map[string]string) { // by other reference values the device is unknown
+		files["data/classes.yaml"] = strings.Replace(files["data/classes.yaml"], "max_risk: 90", "max_risk: 85", 1)
+		files["references.yaml"] += "# others\n"
+	})
+	if err := use(); err != nil {
+		t.Fatal(err)
+	}
+	s.want(t, "the device is not compliant", s.event(t, caep.DeviceComplianceChange, xtest.Claims{"previous_status": "compliant", "current_status": "not-compliant"},
+		xtest.Claims{"format": "opaque", "id": "laptop"}, nil), http.StatusAccepted, "")
+	if err := use(); !errors.Is(err, client.ErrDenied) {
+		t.Errorf("a use on a device that is not compliant: %v; want ErrDenied", err)
+	}
+	s.Check()
 }
