@@ -208,6 +208,14 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 	if b.active != nil && b.active.seq == seq {
 		return b.active, nil
 	}
+	// Rows can be edited by whoever writes to the database, and events can't.
+	wrote, err := b.ledger.Events(ctx, seq-1, 1)
+	if err != nil {
+		return nil, fmt.Errorf("active revision: %w", err)
+	}
+	if len(wrote) != 1 || !activates(wrote[0].Event, row) {
+		return nil, fmt.Errorf("active revision: %w: no event activated revision %d, %s", ledger.ErrTampered, row.Sequence, row.Digest)
+	}
 	archive, err := b.ledger.Blob(ctx, ledger.RevisionBlob(row.Digest), row.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("archive of revision %s: %w", row.Digest, err)
@@ -220,6 +228,12 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 	b.engine.Activate(loaded.revision) // the breaker counts for the active one
 	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, activated: row.Activated.Time(), seq: seq}
 	return b.active, nil
+}
+
+// activates says whether an event made a revision the active one.
+func activates(e event.Event, r ledger.Revision) bool {
+	b, ok := e.Body.(event.RevisionActivated)
+	return ok && b.Digest == r.Digest && b.Sequence == r.Sequence
 }
 
 // candidate is a bundle that passed every check.

@@ -23,6 +23,8 @@ type ProjectionTx interface {
 	Put(row Row) error
 	// PutSession puts a KindSession row and says what it is indexed by.
 	PutSession(s session.Session, row Row) error
+	// DropBlob takes a blob out of the store that no event to come is about. It need not be there.
+	DropBlob(key string) error
 }
 
 // Project applies the event with this index to the projections: the only way that they change. It is a pure

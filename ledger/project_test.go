@@ -56,6 +56,8 @@ func (tab *table) PutSession(s session.Session, row ledger.Row) error {
 	return tab.Put(row)
 }
 
+func (tab *table) DropBlob(string) error { return nil }
+
 func (tab *table) apply(e event.Event) error {
 	tab.puts = map[ledger.RowKey]ledger.Row{}
 	if err := ledger.Project(tab, tab.index, e); err != nil {

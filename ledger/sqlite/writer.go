@@ -38,6 +38,7 @@ const (
 	sqlPutSubject    = "INSERT INTO subjects (name, wrapped) VALUES (?, ?)"
 	sqlBlobDigest    = "SELECT digest FROM blobs WHERE key = ?"
 	sqlPutBlob       = "INSERT INTO blobs (key, digest, data) VALUES (?, ?, ?)"
+	sqlDropBlob      = "DELETE FROM blobs WHERE key = ?"
 	sqlSweepRequests = "DELETE FROM requests WHERE idx IN (SELECT idx FROM requests WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlSweepCounters = "DELETE FROM counters WHERE (key, start) IN (SELECT key, start FROM counters WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlProbe         = "INSERT INTO probe (id, room) VALUES (1, zeroblob(?)) ON CONFLICT (id) DO UPDATE SET room = excluded.room"
@@ -109,7 +110,7 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 	}
 	for _, text := range []string{
 		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlMoveSession, sqlHasRequest, sqlPutRequest,
-		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlSweepRequests, sqlSweepCounters,
+		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlDropBlob, sqlSweepRequests, sqlSweepCounters,
 		sqlProbe, sqlCheckpoint, sqlCount, sqlBegin, sqlCommit, sqlRollback,
 	} {
 		if w.stmts[text], err = w.conn.PrepareContext(ctx, text); err != nil {

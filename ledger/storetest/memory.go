@@ -107,6 +107,7 @@ type memoryTx struct {
 	rows     map[ledger.RowKey]ledger.Row
 	sessions map[string]session.Session
 	changed  []ledger.Row
+	drops    []string
 }
 
 func (t *memoryTx) Get(key ledger.RowKey) (ledger.Row, error) {
@@ -123,6 +124,11 @@ func (t *memoryTx) Get(key ledger.RowKey) (ledger.Row, error) {
 func (t *memoryTx) Put(row ledger.Row) error {
 	t.rows[row.RowKey] = row
 	t.changed = append(t.changed, row)
+	return nil
+}
+
+func (t *memoryTx) DropBlob(key string) error {
+	t.drops = append(t.drops, key)
 	return nil
 }
 
@@ -184,6 +190,9 @@ func (t *memoryTx) keep(r *ledger.Record) int64 {
 	}
 	if r.Blob != nil {
 		t.blobs[r.Blob.Key] = *r.Blob
+	}
+	for _, key := range t.drops {
+		delete(t.blobs, key)
 	}
 	if r.Request != nil {
 		request := *r.Request
