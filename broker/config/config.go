@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 
@@ -20,6 +21,9 @@ import (
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/internal/strictyaml"
 )
+
+// maxBundleKeys is how many keys may sign bundles: each is tried.
+const maxBundleKeys = 16
 
 // ErrInvalid is wrapped by every refusal of Load.
 var ErrInvalid = errors.New("configuration refused")
@@ -66,6 +70,10 @@ type Policy struct {
 	// where they are more than so many per cent of those that live, and at least so many. 0: 20 %, 10.
 	HoldSharePercent int `yaml:"hold_share_percent"`
 	HoldMinimum      int `yaml:"hold_minimum"`
+	// BundleKeys are PEM files with the public keys under which bundles are signed. `server init` writes them into the
+	// ledger, and from then on only signed bundles are activated. Later changes here have no effect: see
+	// `bulla server bundle-key`.
+	BundleKeys []string `yaml:"bundle_keys"`
 }
 
 // Place names a database of countries or cities in the MaxMind DB format; empty: no place is known.
@@ -123,7 +131,11 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	for _, p := range append(c.factorFiles(),
+	files := c.factorFiles()
+	for i := range c.Policy.BundleKeys {
+		files = append(files, &c.Policy.BundleKeys[i])
+	}
+	for _, p := range append(files,
 		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -158,6 +170,9 @@ func (c Config) Validate() error {
 	}
 	if c.Policy.HoldSharePercent < 0 || c.Policy.HoldSharePercent > 100 || c.Policy.HoldMinimum < 0 {
 		fault("policy", "hold_share_percent is 0 to 100, and hold_minimum is not negative")
+	}
+	if len(c.Policy.BundleKeys) > maxBundleKeys || slices.Contains(c.Policy.BundleKeys, "") {
+		fault("policy.bundle_keys", "want at most %d names of files", maxBundleKeys)
 	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)
