@@ -107,6 +107,7 @@ var picture = []row{
 		"rego":               "every bundle is checked against the schema that ships with the policy",
 		"risk":               "the model is data of the revision, the score part of the input",
 	}},
+	{"policy/diff", nil},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
