@@ -85,7 +85,7 @@ func (o operation) by() *event.Decision {
 // shows asks policy whether the caller of a listing may see one of its entries: a list shows nothing that
 // asking for the entry would deny.
 func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, entry policy.Resource) bool {
-	v, err := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry), external{})
+	v, err := b.judge(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry), external{})
 	return err == nil && v.decision.Effect == policy.Permit
 }
 

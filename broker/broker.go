@@ -129,6 +129,7 @@ type Broker struct {
 	orders     orders
 	resweep    resweep
 	reattests  reattests
+	shadow     shadow
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 

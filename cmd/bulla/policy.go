@@ -25,7 +25,7 @@ func newPolicyCommand(a *app) *cobra.Command {
 			"(a broker for development does both at once), and rollback goes back to an earlier one.",
 		"  bulla policy check policy/ && bulla policy push policy/ --sign-key bundle.key --note \"new grants\"\n  bulla policy promote 3f1c09ab",
 		newPolicyCheckCommand(a), newPolicyTestCommand(a), newPolicySignCommand(a), newPolicyPushCommand(a), newPolicyListCommand(a),
-		newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyPromoteCommand(a), newPolicyRollbackCommand(a))
+		newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyPromoteCommand(a), newPolicyRollbackCommand(a), newPolicyShadowCommand(a))
 }
 
 // faultJSON is one reason why a bundle is not good.
