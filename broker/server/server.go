@@ -156,6 +156,9 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
 	})
+	if errors.Is(err, policy.ErrRefused) {
+		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)
+	}
 	return err
 }
 
