@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -134,4 +135,34 @@ func (b *Broker) Reload(ctx context.Context, archive []byte, source string) erro
 		return nil // somebody else activated a revision meanwhile: the next reload sees it
 	}
 	return err
+}
+
+// StageFetched keeps a bundle of the configured bundle server, if it is signed and passes every check. It is for
+// brokers with bundle keys alone: nobody decides on it but the signature. It does nothing when the bundle is known.
+func (b *Broker) StageFetched(ctx context.Context, archive, signature []byte, source string) error {
+	if !b.bundleKeys.required {
+		return errors.New("a bundle server is of use only where bundles are signed: introduce a key with `bulla server bundle-key`")
+	}
+	digest := event.Digest(policy.ArchiveDigest(archive))
+	staged, seq, err := b.ledger.Staged(ctx, digest.String())
+	if err == nil && slices.ContainsFunc(b.bundleKeys.live, func(k policy.BundleKey) bool { return k.ID == staged.Key }) {
+		return nil
+	}
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		return err
+	}
+	loaded, key, err := b.checked(ctx, archive, signature)
+	if err != nil {
+		return err
+	}
+	commit := ledgerCommit(event.New(b.now(), "", event.RevisionStaged{
+		Digest: digest, Name: loaded.revision.Name(), Source: source, Signature: signature, Key: key,
+	}))
+	commit.Require = []ledger.Precondition{{RowKey: ledger.RowKey{Kind: ledger.KindStaged, Key: digest.String()}, Seq: seq}}
+	commit.Blob = revisionBlob(loaded)
+	if _, err := b.ledger.Commit(ctx, commit); err != nil {
+		return err
+	}
+	b.logger.Info("policy revision staged", "digest", digest.String(), "source", source, "key", key)
+	return nil
 }

@@ -15,11 +15,13 @@ import (
 	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/broker/proxy"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/internal/strictyaml"
+	"github.com/bulla-project/bulla/policy/remote"
 )
 
 // maxBundleKeys is how many keys may sign bundles: each is tried.
@@ -74,6 +76,16 @@ type Policy struct {
 	// ledger, and from then on only signed bundles are activated. Later changes here have no effect: see
 	// `bulla server bundle-key`.
 	BundleKeys []string `yaml:"bundle_keys"`
+	// BundleServer is an OPA bundle server, whose bundles are staged as they change; it needs bundle keys.
+	BundleServer BundleServer `yaml:"bundle_server"`
+}
+
+// BundleServer says where bundles are fetched from. An empty URL: nowhere.
+type BundleServer struct {
+	URL             string        `yaml:"url"`     // https, of a .tar.gz
+	CAFile          string        `yaml:"ca_file"` // PEM; empty: the system's
+	BearerTokenFile string        `yaml:"bearer_token_file"`
+	Poll            time.Duration `yaml:"poll"` // 0: a minute; at least a second
 }
 
 // Place names a database of countries or cities in the MaxMind DB format; empty: no place is known.
@@ -132,6 +144,7 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	files := c.factorFiles()
+	files = append(files, &c.Policy.BundleServer.CAFile, &c.Policy.BundleServer.BearerTokenFile)
 	for i := range c.Policy.BundleKeys {
 		files = append(files, &c.Policy.BundleKeys[i])
 	}
@@ -173,6 +186,14 @@ func (c Config) Validate() error {
 	}
 	if len(c.Policy.BundleKeys) > maxBundleKeys || slices.Contains(c.Policy.BundleKeys, "") {
 		fault("policy.bundle_keys", "want at most %d names of files", maxBundleKeys)
+	}
+	if b := c.Policy.BundleServer; b != (BundleServer{}) {
+		if err := remote.CheckURL(b.URL); err != nil {
+			fault("policy.bundle_server.url", "%v", err)
+		}
+		if b.Poll != 0 && b.Poll < time.Second {
+			fault("policy.bundle_server.poll", "%s is less than a second", b.Poll)
+		}
 	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)
