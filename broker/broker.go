@@ -96,38 +96,40 @@ var (
 type Broker struct {
 	bullav1.UnimplementedBrokerServer
 
-	id        spiffeid.ID
-	origin    string
-	now       func() time.Time
-	logger    *slog.Logger
-	source    *certs.Source
-	peers     *certs.PeerVerifier
-	ledger    *ledger.Ledger
-	ring      *keyring.Ring
-	engine    *policy.Engine
-	tree      *audit.Log
-	signer    *envelope.Signer
-	jwks      []byte // of signer's public key
-	verifiers map[attest.Kind]attest.Verifier
-	enrollers map[attest.Kind]Enroller
-	gate      *attest.Gate
-	site      policy.Invariants
-	types     map[string]string
-	tokens    Factors
-	senders   *senders // of external signals
-	limits    *limits
-	history   *history
-	places    *place.Source // nil: none is configured
-	proxies   []netip.Prefix
-	travels   *travels
-	bindings  *remembered
-	pending   *enrolments
-	metrics   *metrics
-	epochs    epoch.Keys // of the use shares of gated sessions
-	hub       *hub
-	orders    orders
-	resweep   resweep
-	reattests reattests
+	id         spiffeid.ID
+	origin     string
+	now        func() time.Time
+	logger     *slog.Logger
+	source     *certs.Source
+	peers      *certs.PeerVerifier
+	ledger     *ledger.Ledger
+	ring       *keyring.Ring
+	engine     *policy.Engine
+	tree       *audit.Log
+	signer     *envelope.Signer
+	jwks       []byte // of signer's public key
+	verifiers  map[attest.Kind]attest.Verifier
+	enrollers  map[attest.Kind]Enroller
+	gate       *attest.Gate
+	site       policy.Invariants
+	bundleKeys bundleKeys
+	types      map[string]string
+	tokens     Factors
+	senders    *senders // of external signals
+	limits     *limits
+	history    *history
+	places     *place.Source // nil: none is configured
+	proxies    []netip.Prefix
+	travels    *travels
+	bindings   *remembered
+	pending    *enrolments
+	metrics    *metrics
+	epochs     epoch.Keys // of the use shares of gated sessions
+	hub        *hub
+	orders     orders
+	resweep    resweep
+	reattests  reattests
+	shadow     shadow
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -190,6 +192,9 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	}
 	for _, v := range c.Verifiers {
 		b.verifiers[v.Kind()] = v
+	}
+	if b.bundleKeys, err = newBundleKeys(ctx, c.Ledger); err != nil {
+		return nil, fmt.Errorf("new broker: %w", err)
 	}
 	if _, err := b.current(ctx); err != nil {
 		return nil, fmt.Errorf("new broker: %w", err)

@@ -154,7 +154,7 @@ func (b *Broker) wouldEnd(ctx context.Context, active *active, s session.Session
 			signals.Attestation.IssuedAt = signals.Now // it was made just now
 		}
 	}
-	v, err := b.decide(ctx, active, signals, external{})
+	v, err := b.judge(ctx, active, signals, external{})
 	if err != nil {
 		return "", err
 	}
@@ -261,6 +261,9 @@ func (b *Broker) tend(ctx context.Context) {
 		}
 		if err := b.Reconsider(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("sessions could not be decided again under the active revision", "error", err)
+		}
+		if err := b.TendShadow(ctx); err != nil && ctx.Err() == nil {
+			b.logger.Error("the shadow could not be looked after", "error", err)
 		}
 		if err := b.Reattest(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("attestations that are due could not be looked after", "error", err)

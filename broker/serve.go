@@ -67,6 +67,7 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterRevocationsServer(s, revocations{Broker: b})
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
+	bullav1.RegisterRevisionsServer(s, revisions{Broker: b})
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
 	healthpb.RegisterHealthServer(s, health{Broker: b})
 	return s

@@ -169,6 +169,15 @@ func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
 // decide asks a revision, the active one. A caller who went away in the meantime gets no verdict: it would count
 // against somebody who was denied nothing.
 func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals, said external) (verdict, error) {
+	v, err := b.judge(ctx, active, s, said)
+	if err == nil {
+		b.watched(active, s, v.decision)
+	}
+	return v, err
+}
+
+// judge is decide for what is nobody's call: no shadow looks at it.
+func (b *Broker) judge(ctx context.Context, active *active, s policy.Signals, said external) (verdict, error) {
 	d := b.engine.Decide(ctx, active.revision, s)
 	if err := ctx.Err(); err != nil {
 		return verdict{}, err

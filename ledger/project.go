@@ -98,7 +98,15 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.attestationDemanded(b)
 	case event.RevisionSwept:
 		return p.revisionSwept(b)
-	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
+	case event.RevisionStaged:
+		return p.revisionStaged(b)
+	case event.RevisionProposed:
+		return p.revisionProposed(b, ev.ID)
+	case event.ShadowStarted:
+		return p.shadowStarted(b)
+	case event.ShadowEnded:
+		return p.shadowEnded(b)
+	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
 		event.RequestRefused, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}
@@ -337,7 +345,7 @@ func (p projection) revisionActivated(b event.RevisionActivated) error {
 	if b.Digest.IsZero() || b.Sequence != active.Sequence+1 || b.Previous != active.Digest {
 		return refuse("revision %d (%s after %q) does not follow the active one, %d (%q)", b.Sequence, b.Digest, b.Previous, active.Sequence, active.Digest)
 	}
-	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject}
+	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject, b.Rollback, b.Key, b.Report}
 	if err := put(p, KindRevision, b.Digest.String(), r); err != nil {
 		return err
 	}

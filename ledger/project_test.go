@@ -139,6 +139,11 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionsWiped{},
 		event.AttestationDemanded{},
 		event.RevisionSwept{},
+		event.RevisionStaged{},
+		event.RevisionProposed{},
+		event.ShadowStarted{},
+		event.ShadowDiffered{},
+		event.ShadowEnded{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

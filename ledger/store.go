@@ -71,13 +71,19 @@ const (
 	KindDemand Kind = "demand"
 	// KindSweep has one row, ActiveRevision, which holds Sweep.
 	KindSweep Kind = "sweep"
+	// KindStaged rows hold Staged, by digest.
+	KindStaged Kind = "staged"
+	// KindProposal has one row, ActiveRevision, which holds Proposal.
+	KindProposal Kind = "proposal"
+	// KindShadow has one row, ActiveRevision, which holds Shadow.
+	KindShadow Kind = "shadow"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
-		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep,
+		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow,
 	}
 }
 

@@ -155,7 +155,7 @@ func TestDevelopmentContract(t *testing.T) {
 		"operator": "secret.put secret.show secret.list session.list session.show session.revoke device.enroll device.list " +
 			"device.show device.revoke policy.list policy.show audit.rebuild doctor",
 		"security": "secret.show secret.list session.list session.show session.revoke device.list device.show device.revoke " +
-			"policy.push policy.list policy.show policy.check audit.tail audit.export doctor",
+			"policy.push policy.promote policy.rollback policy.shadow policy.list policy.show policy.check audit.tail audit.export doctor",
 		"auditor": "secret.show secret.list session.list session.show device.list device.show policy.list policy.show " +
 			"audit.tail audit.export audit.rebuild",
 		"workload": "deliver", "stranger": "", "nobody": "",

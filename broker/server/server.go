@@ -34,6 +34,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/place"
 	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/policy/remote"
 )
 
 const (
@@ -76,6 +77,9 @@ type Server struct {
 	signals     net.Listener // of transmitters
 	signalsHTTP *http.Server
 	runaway     chan *policy.Revision // revisions that the breaker is to replace
+
+	bundles      *remote.Source // nil: no bundle server
+	bundleServer config.BundleServer
 }
 
 // Open makes the broker and its listeners; Serve runs it.
@@ -139,6 +143,10 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	if s.bundles, err = bundleSource(cfg.Policy.BundleServer); err != nil {
+		return err
+	}
+	s.bundleServer = cfg.Policy.BundleServer
 	if s.proxies, err = proxy.ParseProxies(cfg.Proxies); err != nil {
 		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
 	}
@@ -156,6 +164,9 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
 	})
+	if errors.Is(err, policy.ErrRefused) {
+		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)
+	}
 	return err
 }
 
@@ -258,7 +269,7 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	failed := make(chan error, 3) // one of each listener
-	done := make(chan struct{}, 3)
+	done := make(chan struct{}, 4)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
@@ -269,6 +280,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	go func() { s.Broker.Run(run); done <- struct{}{} }()
 	go func() { s.integrate(run); done <- struct{}{} }()
 	go func() { s.guardPolicy(run); done <- struct{}{} }()
+	go func() { s.fetchPolicy(run); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():

@@ -44,6 +44,11 @@ var bodies = []Body{
 	SessionsWiped{},
 	AttestationDemanded{},
 	RevisionSwept{},
+	RevisionStaged{},
+	RevisionProposed{},
+	ShadowStarted{},
+	ShadowDiffered{},
+	ShadowEnded{},
 }
 
 var registry = func() map[Type]reflect.Type {

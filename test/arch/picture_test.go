@@ -107,6 +107,10 @@ var picture = []row{
 		"rego":               "every bundle is checked against the schema that ships with the policy",
 		"risk":               "the model is data of the revision, the score part of the input",
 	}},
+	{"policy/diff", nil},
+	{"policy/remote", map[string]string{
+		"policy": "what it fetches is a bundle",
+	}},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
@@ -189,6 +193,7 @@ var picture = []row{
 		"caep":                "which events and subjects there are",
 		"certs":               "what is a SPIFFE ID, and a trust domain",
 		"internal/strictyaml": "it is one strict file",
+		"policy/remote":       "what may be an address of bundles",
 		"token":               "what may be an address of keys, and an algorithm",
 	}},
 	{"broker/server", map[string]string{everything: "it opens the parts of a broker and joins them"}},
