@@ -44,7 +44,7 @@ func (r *Revision) judge(ctx context.Context, s Signals, cancel topdown.Cancel) 
 	start := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			d = denial(fmt.Sprintf("the evaluator failed: %v", p))
+			d = denial(faultPanic + fmt.Sprint(p))
 		}
 		d.EvalDuration = time.Since(start)
 	}()
@@ -84,6 +84,11 @@ func (r *Revision) ask(ctx context.Context, input ast.Value, now int64, cancel t
 		rego.EvalExternalCancel(cancel),
 		rego.EvalMetrics(metrics.NoOp()),
 		rego.EvalGenerateJSON(rawTerm))
+	return answerOf(rs, err)
+}
+
+// answerOf decodes what an evaluation gave.
+func answerOf(rs rego.ResultSet, err error) (output, error) {
 	switch {
 	case topdown.IsCancel(err):
 		return output{}, errEnded

@@ -1,0 +1,42 @@
+package policy
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"strings"
+)
+
+// Reopen makes a revision of an archive for judging what is recorded, and never for deciding: it compiles, and runs no
+// tests, canaries or invariants, which a revision that once decided has passed and which may ask for more by now.
+// Faults are a *LoadError, as with Load.
+func Reopen(ctx context.Context, archive []byte) (*Revision, error) {
+	files, err := Unpack(archive)
+	if err != nil {
+		return nil, refuse(Fault{Check: "files", Message: err.Error()})
+	}
+	b, faults := readBundle(files)
+	if len(faults) > 0 {
+		return nil, refuse(faults...)
+	}
+	rev, faults := b.build(ctx)
+	if len(faults) > 0 {
+		return nil, refuse(faults...)
+	}
+	rev.archive, rev.digest = bytes.Clone(archive), ArchiveDigest(archive)
+	rev.digestHex = hex.EncodeToString(rev.digest[:])
+	return rev, nil
+}
+
+// Judge judges recorded signals that were parsed, as Replay does.
+func (r *Revision) Judge(ctx context.Context, s Signals) Decision {
+	cancel, stop := endAfter(ctx, replayLimit)
+	defer stop()
+	return r.judge(ctx, s, cancel)
+}
+
+// OfEngine says that a fault was the evaluator's own, and not the policy's: it says nothing about the policy, and a
+// replay need not meet it again.
+func OfEngine(fault string) bool {
+	return strings.HasPrefix(fault, faultClosed) || strings.HasPrefix(fault, faultPanic)
+}
