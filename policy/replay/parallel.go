@@ -7,8 +7,11 @@ import (
 	"sync"
 )
 
-// batchSize is how much work goes to a goroutine at once: a decision takes less time than waking one.
-const batchSize = 64
+// How much work goes to a goroutine at once: a decision takes less time than waking one, a pair of a sweep far more.
+const (
+	manyAtOnce = 64
+	oneAtOnce  = 1
+)
 
 // batch is a piece of the sequence. done is closed when out is whole.
 type batch[In, Out any] struct {
@@ -17,10 +20,10 @@ type batch[In, Out any] struct {
 	done chan struct{}
 }
 
-// ordered calls f for everything in seq, on workers of them at a time (0: on every core), and then take with each
+// ordered calls f for everything in seq, size at once on workers of them at a time (0: on every core), and then take with each
 // result in the order of seq. It ends with the first error, of seq or of take, and waits for what it started.
 func ordered[In, Out any](
-	ctx context.Context, workers int, seq iter.Seq2[In, error], f func(context.Context, In) Out, take func(Out) error,
+	ctx context.Context, workers, size int, seq iter.Seq2[In, error], f func(context.Context, In) Out, take func(Out) error,
 ) error {
 	if workers <= 0 {
 		workers = runtime.GOMAXPROCS(0)
@@ -46,7 +49,7 @@ func ordered[In, Out any](
 	running.Go(func() {
 		defer close(queue)
 		defer close(jobs)
-		failed = produce(ctx, seq, queue, jobs)
+		failed = produce(ctx, size, seq, queue, jobs)
 	})
 	err := consume(queue, take, stop)
 	running.Wait()
@@ -59,7 +62,7 @@ func ordered[In, Out any](
 	return err
 }
 
-func produce[In, Out any](ctx context.Context, seq iter.Seq2[In, error], queue, jobs chan<- *batch[In, Out]) error {
+func produce[In, Out any](ctx context.Context, size int, seq iter.Seq2[In, error], queue, jobs chan<- *batch[In, Out]) error {
 	b := &batch[In, Out]{done: make(chan struct{})}
 	send := func() bool {
 		if len(b.in) == 0 {
@@ -79,7 +82,7 @@ func produce[In, Out any](ctx context.Context, seq iter.Seq2[In, error], queue, 
 			send()
 			return err
 		}
-		if b.in = append(b.in, in); len(b.in) == batchSize && !send() {
+		if b.in = append(b.in, in); len(b.in) == size && !send() {
 			return nil
 		}
 	}

@@ -51,7 +51,7 @@ type Options struct {
 // Run replays each decision of seq under the revision that it names, and calls take with each result in the order of
 // seq. The error is that of seq or of take: what is wrong with a decision is a Result.
 func Run(ctx context.Context, opts Options, seq iter.Seq2[Recorded, error], take func(Result) error) error {
-	return ordered(ctx, opts.Workers, seq, func(ctx context.Context, r Recorded) Result { return One(ctx, opts.Library, r) }, take)
+	return ordered(ctx, opts.Workers, manyAtOnce, seq, func(ctx context.Context, r Recorded) Result { return One(ctx, opts.Library, r) }, take)
 }
 
 // One replays a single decision.
@@ -205,7 +205,8 @@ func differences(was, now policy.Decision) string {
 	return out
 }
 
-func members(d policy.Decision) map[string]json.RawMessage {
+// members are the parts of a decision, or of what it consists of.
+func members(d any) map[string]json.RawMessage {
 	out := map[string]json.RawMessage{}
 	text, err := canonical.Append(nil, d)
 	if err == nil {

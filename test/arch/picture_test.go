@@ -107,6 +107,10 @@ var picture = []row{
 		"rego":               "every bundle is checked against the schema that ships with the policy",
 		"risk":               "the model is data of the revision, the score part of the input",
 	}},
+	{"policy/replay", map[string]string{
+		"internal/canonical": "decisions are compared, and reports made, in their one encoding",
+		"policy":             "what judges, and what was judged",
+	}},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
@@ -137,6 +141,12 @@ var picture = []row{
 		"internal/durable": "exports and tiles are written whole or not at all",
 		"ledger/event":     "the entries that it integrates; it takes them from a small source, not from the ledger",
 		"session":          "rebuild folds the events into sessions as everybody does",
+	}},
+
+	{"audit/decisions", map[string]string{
+		"ledger/event":  "the events that it finds decisions in",
+		"policy":        "effects and signals",
+		"policy/replay": "what it makes of them",
 	}},
 
 	// The sides themselves.
