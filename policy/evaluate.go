@@ -125,11 +125,6 @@ const replayLimit = 2 * time.Second
 // version, and if the recorded decision was not ended by a time limit, Canonical gives the recorded bytes.
 // Signals that are not in canonical form are an error and not a decision.
 func Replay(ctx context.Context, rev *Revision, recorded []byte) (Decision, error) {
-	s, err := ParseSignals(recorded)
-	if err != nil {
-		return Decision{}, err
-	}
-	cancel, stop := endAfter(ctx, replayLimit)
-	defer stop()
-	return rev.judge(ctx, s, cancel), nil
+	_, d, err := rev.JudgeRecorded(ctx, recorded)
+	return d, err
 }

@@ -28,11 +28,30 @@ func Reopen(ctx context.Context, archive []byte) (*Revision, error) {
 	return rev, nil
 }
 
-// Judge judges recorded signals that were parsed, as Replay does.
+// Judge is Replay for signals that were parsed, or made up.
 func (r *Revision) Judge(ctx context.Context, s Signals) Decision {
 	cancel, stop := endAfter(ctx, replayLimit)
 	defer stop()
 	return r.judge(ctx, s, cancel)
+}
+
+// JudgeRecorded is Replay, and returns the signals as well.
+func (r *Revision) JudgeRecorded(ctx context.Context, recorded []byte) (Signals, Decision, error) {
+	if len(recorded) > MaxSignalsSize {
+		_, err := ParseSignals(recorded)
+		return Signals{}, Decision{}, err
+	}
+	s, err := decodeSignals(recorded)
+	if err != nil {
+		return Signals{}, Decision{}, err
+	}
+	d := r.Judge(ctx, s)
+	if s.Version != SignalsVersion || !bytes.Equal(d.Signals, recorded) { // judging has encoded them: not once more
+		if _, err := ParseSignals(recorded); err != nil {
+			return Signals{}, Decision{}, err
+		}
+	}
+	return s, d, nil
 }
 
 // OfEngine says that a fault was the evaluator's own, and not the policy's: it says nothing about the policy, and a

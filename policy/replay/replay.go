@@ -70,11 +70,11 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 		out.Why = "the signals were not recorded" + faultOf(r.Result)
 		return out
 	}
-	s, err := policy.ParseSignals(r.Signals)
+	s, d, err := rev.JudgeRecorded(ctx, r.Signals)
 	if err != nil {
 		return out.mismatch("", err.Error())
 	}
-	out.Decision = rev.Judge(ctx, s)
+	out.Decision = d
 	got := out.Decision.Canonical()
 	same := bytes.Equal(got, r.Result)
 	if r.Result == nil {

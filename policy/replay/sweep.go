@@ -33,22 +33,30 @@ func (p pair) target() string {
 	return p.secret.Name
 }
 
+// class is that of the secret that is asked for.
+func (p pair) class() string {
+	if p.action != "" {
+		return ""
+	}
+	return p.secret.Class
+}
+
 // signals are the pair's request in a context.
 func (p pair) signals(c Context) policy.Signals {
 	if p.action == "" {
 		return c.of(p.principal, p.secret)
 	}
 	s := c.as(p.principal)
-	s.Action, s.Resource, s.Recipient, s.History, s.Instance = p.action, resourceOf(p.action), nil, nil, ""
+	s.Action, s.Resource, s.Recipient, s.History, s.Instance = p.action, resourceOf(p.action, p.principal, p.secret.Class), nil, nil, ""
 	return s
 }
 
-// resourceOf is something that an administrative action can be about.
-func resourceOf(action policy.Action) policy.Resource {
+// resourceOf is something that an administrative action can be about, such that it is least in its way.
+func resourceOf(action policy.Action, principal, class string) policy.Resource {
 	kind, _, _ := strings.Cut(string(action), ".")
 	switch kind {
 	case policy.KindSecret:
-		return policy.Resource{Kind: kind, Secret: &policy.Secret{Name: "whatif", Exposure: "none"}}
+		return policy.Resource{Kind: kind, Secret: &policy.Secret{Name: "whatif", Exposure: "none", NewClass: class}}
 	case policy.KindSession:
 		return policy.Resource{Kind: kind, Session: &policy.Session{ID: "whatif", State: "confirmed"}}
 	case policy.KindDevice:
@@ -57,8 +65,10 @@ func resourceOf(action policy.Action) policy.Resource {
 		return policy.Resource{Kind: policy.KindRevision, Revision: &policy.NewRules{Digest: "whatif", Name: "whatif"}}
 	case policy.KindAudit:
 		return policy.Resource{Kind: kind}
-	case "share":
-		return policy.Resource{Kind: policy.KindRound}
+	case "share": // of a round that waits for this principal
+		return policy.Resource{Kind: policy.KindRound, Round: &policy.Round{
+			ID: "whatif", Kind: "split", Principal: "spiffe://whatif.invalid/requester", Secret: "whatif", Version: 1, Holders: []string{principal},
+		}}
 	}
 	return policy.Resource{Kind: policy.KindSystem}
 }
@@ -166,8 +176,12 @@ func (w *whatIf) pairs(principals []string, secrets []SecretFacts, was, now fact
 					return
 				}
 			}
+			class := SecretFacts{} // that a put may ask for
+			if all := now.below("data", "classes"); len(all) > 0 {
+				class.Class = all[0]
+			}
 			for _, action := range policy.Actions()[1:] {
-				if !give(pair{action: action, contexts: bare(contexts)}) {
+				if !give(pair{action: action, secret: class, contexts: bare(action, contexts)}) {
 					return
 				}
 			}
@@ -175,9 +189,12 @@ func (w *whatIf) pairs(principals []string, secrets []SecretFacts, was, now fact
 	}
 }
 
-// bare are the contexts in which an administrative action can be asked for: it brings no device and no approvals.
-func bare(contexts []Context) []Context {
-	return slices.DeleteFunc(slices.Clone(contexts), func(c Context) bool { return c.signals.Attestation != nil || c.signals.Approvals != nil })
+// bare are the contexts in which an administrative action can be asked for: it brings no approvals, and a device only
+// where a round is answered.
+func bare(action policy.Action, contexts []Context) []Context {
+	return slices.DeleteFunc(slices.Clone(contexts), func(c Context) bool {
+		return c.signals.Approvals != nil || c.signals.Attestation != nil && !strings.HasPrefix(string(action), "share.")
+	})
 }
 
 // strange are the contexts that only the data of the old revision gives.
@@ -246,7 +263,7 @@ func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change
 		}
 		worst = rank(t)
 		out.change = SweepChange{
-			Transition: t, Principal: p.principal, Target: p.target(), Class: p.secret.Class, Made: p.made, Context: c.Name, Lacks: cmp.lacks,
+			Transition: t, Principal: p.principal, Target: p.target(), Class: p.class(), Made: p.made, Context: c.Name, Lacks: cmp.lacks,
 			Exercised: w.exercised[p.principal+"\x00"+p.target()], Cause: causeOf(cmp.explained(ctx, s), cmp.explanation, diff),
 		}
 		if t == DenyPermit {
