@@ -139,14 +139,12 @@ func (w *watcher) TraceEvent(e topdown.Event) {
 }
 
 func (w *watcher) step(kind string, e topdown.Event, rule string) {
-	if len(w.steps) >= maxSteps {
+	if len(w.steps) >= maxSteps || e.Location == nil || e.Location.File == "" { // the query for the entrypoint is in no file
 		return
 	}
-	s := Step{Kind: kind, Rule: rule, Query: e.QueryID}
-	if e.Location != nil {
-		s.File, s.Line, s.Text = e.Location.File, e.Location.Row, firstLine(string(e.Location.Text))
-	}
-	w.steps = append(w.steps, s)
+	w.steps = append(w.steps, Step{
+		Kind: kind, Rule: rule, Query: e.QueryID, File: e.Location.File, Line: e.Location.Row, Text: firstLine(string(e.Location.Text)),
+	})
 }
 
 func firstLine(text string) string {

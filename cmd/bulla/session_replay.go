@@ -214,7 +214,7 @@ func replayText(w io.Writer, answer replayAnswer, id string) error {
 			return err
 		}
 	}
-	_, err := fmt.Fprintf(w, "%d decisions: %d MATCH (%d of them semantic), %d MISMATCH, %d NOT_REPLAYABLE\n",
+	_, err := fmt.Fprintf(w, "decisions: %d. %d MATCH (%d of them semantic), %d MISMATCH, %d NOT_REPLAYABLE\n",
 		answer.Decisions, answer.Match, answer.Semantic, answer.Mismatch, answer.NotReplayable)
 	return err
 }
@@ -224,7 +224,10 @@ func rulesText(w io.Writer, rules []replay.Tried) error {
 	for _, t := range rules {
 		rule := strings.TrimPrefix(t.Rule, "data.bulla.")
 		line := fmt.Sprintf("  held    %s:%d  %s", t.File, t.Line, rule)
-		if !t.Held {
+		switch {
+		case t.Default:
+			line = fmt.Sprintf("  default %s:%d  %s", t.File, t.Line, rule)
+		case !t.Held:
 			line = fmt.Sprintf("  not     %s:%d  %s", t.File, t.Line, rule)
 			if t.Failed != "" {
 				line += fmt.Sprintf("\n          %s:%d  ends at: %s", t.File, t.FailedLine, t.Failed)

@@ -12,6 +12,8 @@ type Tried struct {
 	File string `json:"file"`
 	Line int    `json:"line"`
 	Held bool   `json:"held"`
+	// Default says that it is what a rule gives when none of its conditions holds.
+	Default bool `json:"default,omitempty"`
 	// FailedLine and Failed are the expression at which it ended, where it did not hold.
 	FailedLine int    `json:"failed_line,omitempty"`
 	Failed     string `json:"failed,omitempty"`
@@ -26,7 +28,7 @@ func Rules(steps []policy.Step) []Tried {
 		switch s.Kind {
 		case policy.StepEnter:
 			open[s.Query] = len(out)
-			out = append(out, Tried{Rule: s.Rule, File: s.File, Line: s.Line})
+			out = append(out, Tried{Rule: s.Rule, File: s.File, Line: s.Line, Default: s.Text == "default"})
 		case policy.StepFail:
 			if i, ok := open[s.Query]; ok && !out[i].Held {
 				out[i].FailedLine, out[i].Failed = s.Line, s.Text
