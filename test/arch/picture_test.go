@@ -143,6 +143,10 @@ var picture = []row{
 		"session":          "rebuild folds the events into sessions as everybody does",
 	}},
 
+	{"audit/timeline", map[string]string{
+		"ledger/event": "the events that it tells",
+		"policy":       "what decisions and signals say",
+	}},
 	{"audit/decisions", map[string]string{
 		"ledger/event":  "the events that it finds decisions in",
 		"policy":        "effects and signals",
@@ -156,6 +160,7 @@ var picture = []row{
 		"attest":         "appraisal is a step of the release path",
 		"audit":          "the operator side exports, tails and rebuilds",
 		"audit/proofs":   "replies carry the checkpoint and proofs that the client checks",
+		"audit/timeline": "which events are part of a session's story",
 		"broker/proxy":   "who announced a peer's address",
 		"caep":           "external signals",
 		"certs":          "who calls",
