@@ -80,4 +80,3 @@ func (b *Broker) firstSince(ctx context.Context, moment time.Time) (int64, error
 	})
 	return max(0, int64(at)-auditPage), failed
 }
-
