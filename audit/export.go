@@ -19,12 +19,16 @@ type ExportConfig struct {
 	Checkpoint []byte // signed; its size says how many events are exported
 	Key        proofs.Key
 	Events     EventSource
+	// Revisions gives the archive of a policy revision that the events activate, so that whoever has the export can
+	// judge its decisions again. nil: the export has none, and is of the layout that could not have them.
+	Revisions func(ctx context.Context, digest event.Digest) ([]byte, error)
 	// Progress, if set, is called with the number of events written so far and that of all.
 	Progress func(done, total int64)
 }
 
 // Export writes the log up to a checkpoint into a new directory: checkpoint, tile/… with hashes and entries as in
-// C2SP tlog-tiles, events/… with what opens their commitments, and manifest. The directory appears only
+// C2SP tlog-tiles, events/… with what opens their commitments, revision/… with the policy
+// bundles that they activate, and manifest. The directory appears only
 // when it is complete, readable by its owner alone; it is not synced to stable storage. Events that do not make the
 // tree that the checkpoint signs give proofs.ErrVerification.
 //
@@ -68,6 +72,7 @@ type exporter struct {
 	tree       levels
 	list       *listing
 	made       string // the last directory that was made
+	revisions  revisions
 
 	// The bundle under way.
 	hashes  []proofs.Hash
@@ -104,6 +109,9 @@ func (x *exporter) run(ctx context.Context) (Manifest, error) {
 	if root := x.tree.root(size, rest); root != x.checkpoint.Root {
 		return Manifest{}, faultIn(checkpointName, "the events make a log with root %s, the checkpoint signs %s", root, x.checkpoint.Root)
 	}
+	if err := x.archives(ctx); err != nil {
+		return Manifest{}, err
+	}
 	return x.finish()
 }
 
@@ -112,8 +120,12 @@ func (x *exporter) add(r Record, index int64) error {
 	if r.Index != index {
 		return fmt.Errorf("%w: expected event %d and got %d", ErrGap, index, r.Index)
 	}
-	if _, err := event.Decode(r.Encoding); err != nil {
+	e, err := event.Decode(r.Encoding)
+	if err != nil {
 		return faultAt("events", index, "%v", err)
+	}
+	if activated, ok := e.Body.(event.RevisionActivated); ok {
+		x.revisions.note(activated.Digest)
 	}
 	leaf := r.Leaf().Bytes()
 	entries, err := tiles.AppendEntry(x.entries, leaf)
@@ -166,7 +178,7 @@ func (x *exporter) finish() (Manifest, error) {
 	if x.list.checkpoint, err = x.write(checkpointName, x.cfg.Checkpoint); err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Files: x.list.files()}
+	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Files: x.list.files(), Revisions: x.cfg.Revisions != nil}
 	raw, err := m.Encode()
 	if err != nil {
 		return Manifest{}, err

@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// ExportFormat names the layout of an export.
-	ExportFormat = "bulla-export/v1"
+	// ExportFormat names the layout of an export. The one before it, which is read as well, has no revisions.
+	ExportFormat    = "bulla-export/v2"
+	exportFormatOld = "bulla-export/v1"
 
 	manifestName = "manifest"
 	maxManifest  = 1 << 28 // room for about 400 million entries
@@ -35,7 +36,9 @@ type Manifest struct {
 	Origin string
 	Size   int64
 	Root   proofs.Hash
-	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events
+	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events, revisions
+	// Revisions says that the archives of the revisions that the events activate are there.
+	Revisions bool
 }
 
 // manifestHead is the first line of a manifest, manifestWhole all of it.
@@ -54,7 +57,11 @@ type manifestWhole struct {
 
 // Encode returns the canonical encoding: one JSON object, with a line for each file.
 func (m Manifest) Encode() ([]byte, error) {
-	head, err := event.Marshal(manifestHead{ExportFormat, event.Version, m.Origin, m.Size, m.Root})
+	format := ExportFormat
+	if !m.Revisions {
+		format = exportFormatOld
+	}
+	head, err := event.Marshal(manifestHead{format, event.Version, m.Origin, m.Size, m.Root})
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest: %w", err)
 	}
@@ -85,10 +92,10 @@ func ParseManifest(data []byte) (Manifest, error) {
 	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
 	}
-	if w.Format != ExportFormat || w.EventVersion != event.Version {
+	if w.Format != ExportFormat && w.Format != exportFormatOld || w.EventVersion != event.Version {
 		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
 	}
-	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Files: w.Files}
+	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Files: w.Files, Revisions: w.Format == ExportFormat}
 	again, err := m.Encode()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
@@ -105,6 +112,7 @@ type listing struct {
 	tiles      [][]File // by level
 	entries    []File
 	events     []File
+	revisions  []File // by digest
 }
 
 func newListing(size int64) *listing {
@@ -118,7 +126,8 @@ func (l *listing) files() []File {
 		all = append(all, level...)
 	}
 	all = append(all, l.entries...)
-	return append(all, l.events...)
+	all = append(all, l.events...)
+	return append(all, l.revisions...)
 }
 
 // listed is the entry of a file with this content.

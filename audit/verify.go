@@ -27,6 +27,9 @@ type VerifyOptions struct {
 	Against []byte
 	// Progress, if set, is called with the number of entries verified so far and that of all.
 	Progress func(done, total int64)
+	// Event, if set, gets each event, in the order of their indexes, as soon as it is found to be what its leaf commits
+	// to. Whether the log's key signed that leaf is only known when Verify returns. An error ends the verification.
+	Event func(index int64, e event.Event) error
 }
 
 // Report is what a successful verification showed.
@@ -77,11 +80,12 @@ type verifier struct {
 	tree        levels        // computed from the entries
 	rest        []proofs.Hash // of the leaves in the last, partial bundle
 	history     *history
+	revisions   revisions // of the events
 }
 
 func (v *verifier) run(ctx context.Context) (Report, error) {
 	steps := []func(context.Context) error{
-		v.readHead, v.walk, v.bundles, v.upperTiles, v.against, v.compareManifest,
+		v.readHead, v.walk, v.bundles, v.upperTiles, v.archives, v.against, v.compareManifest,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -140,7 +144,7 @@ func (v *verifier) walk(ctx context.Context) error {
 				return faultIn(name, "a directory that does not belong to an export of %d entries", v.checkpoint.Size)
 			}
 			return nil
-		case name != checkpointName && name != manifestName && !tiles.Has(v.checkpoint.Size, name):
+		case name != checkpointName && name != manifestName && !tiles.Has(v.checkpoint.Size, name) && !v.mayBeArchive(name):
 			return faultIn(name, "a file that does not belong to an export of %d entries", v.checkpoint.Size)
 		}
 		return nil
@@ -150,6 +154,9 @@ func (v *verifier) walk(ctx context.Context) error {
 // directories returns the directories that the export has.
 func (v *verifier) directories() map[string]struct{} {
 	needed := map[string]struct{}{".": {}}
+	if v.manifest.Revisions {
+		needed[revisionsDir] = struct{}{}
+	}
 	last := "" // of consecutive files most share a directory
 	note := func(file string) {
 		dir := path.Dir(file)
@@ -258,6 +265,15 @@ func (v *verifier) take(b bundle) error {
 	for i, e := range b.decoded {
 		if err := v.history.add(e); err != nil {
 			return faultAt(b.tile.EventsPath(), b.tile.First()+int64(i), "%v", err)
+		}
+		if activated, ok := e.Body.(event.RevisionActivated); ok {
+			v.revisions.note(activated.Digest)
+		}
+		if v.opts.Event == nil {
+			continue
+		}
+		if err := v.opts.Event(b.tile.First()+int64(i), e); err != nil {
+			return err
 		}
 	}
 	v.list.tiles[0] = append(v.list.tiles[0], b.hashFile)
@@ -377,7 +393,7 @@ func (v *verifier) compareManifest(context.Context) error {
 	if len(files) > len(v.manifest.Files) {
 		return faultIn(manifestName, "it does not list %s", files[len(v.manifest.Files)].Path)
 	}
-	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Files: files}.Encode()
+	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Files: files, Revisions: v.manifest.Revisions}.Encode()
 	if err != nil {
 		return err
 	}

@@ -65,6 +65,7 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
 	bullav1.RegisterSessionsServer(s, sessions{Broker: b})
 	bullav1.RegisterRevocationsServer(s, revocations{Broker: b})
+	bullav1.RegisterStoriesServer(s, stories{Broker: b})
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
 	bullav1.RegisterRevisionsServer(s, revisions{Broker: b})

@@ -119,7 +119,7 @@ func newAuditExportCommand(a *app) *cobra.Command {
 	c := &cobra.Command{
 		Use: "export --out DIR [flags]", Short: "Export the log with all events",
 		Long: "Writes the log up to its newest checkpoint into a new directory: checkpoint, tiles as in C2SP\n" +
-			"tlog-tiles, event bodies and a manifest. What does not fit the checkpoint is refused (exit code 5), and\n" +
+			"tlog-tiles, event bodies, policy revisions and a manifest. What does not fit the checkpoint is refused (exit code 5), and\n" +
 			"then there is no directory. The event bodies are for auditors; only checkpoint and tile/ are fit for\n" +
 			"the public.",
 		Example: "  bulla audit export --out export/ --log-key log.pub",
@@ -165,7 +165,7 @@ func (a *app) exportLog(c *cobra.Command, out, keyFile string) error {
 		}
 		progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "exported")
 		defer progress.Clear()
-		manifest, key, err = receiveExport(ctx, stream, out, pinned, alive, progress)
+		manifest, key, err = receiveExport(ctx, stream, exportTarget{out, pinned, revisionsOf(fetched(conn))}, alive, progress)
 		return err
 	})
 	if err != nil {

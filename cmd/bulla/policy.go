@@ -22,10 +22,12 @@ func newPolicyCommand(a *app) *cobra.Command {
 	return group("policy", "Check, sign, push, compare and activate policies",
 		"A policy is a directory (a bundle) of Rego, data, risk model, zones, reference values and canaries.\n"+
 			"check, test and sign work without a broker. push stages a bundle, promote makes it the revision that decides\n"+
-			"(a broker for development does both at once), and rollback goes back to an earlier one.",
+			"(a broker for development does both at once), and rollback goes back to an earlier one. whatif and access say beforehand\n"+
+			"what a bundle would change, and who could get a secret.",
 		"  bulla policy check policy/ && bulla policy push policy/ --sign-key bundle.key --note \"new grants\"\n  bulla policy promote 3f1c09ab",
 		newPolicyCheckCommand(a), newPolicyTestCommand(a), newPolicySignCommand(a), newPolicyPushCommand(a), newPolicyListCommand(a),
-		newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyPromoteCommand(a), newPolicyRollbackCommand(a), newPolicyShadowCommand(a))
+		newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyPromoteCommand(a), newPolicyRollbackCommand(a), newPolicyShadowCommand(a),
+		newPolicyWhatIfCommand(a), newPolicyAccessCommand(a))
 }
 
 // faultJSON is one reason why a bundle is not good.

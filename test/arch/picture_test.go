@@ -111,6 +111,10 @@ var picture = []row{
 	{"policy/remote", map[string]string{
 		"policy": "what it fetches is a bundle",
 	}},
+	{"policy/replay", map[string]string{
+		"internal/canonical": "decisions are compared, and reports made, in their one encoding",
+		"policy":             "what judges, and what was judged",
+	}},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
@@ -143,6 +147,16 @@ var picture = []row{
 		"session":          "rebuild folds the events into sessions as everybody does",
 	}},
 
+	{"audit/timeline", map[string]string{
+		"ledger/event": "the events that it tells",
+		"policy":       "what decisions and signals say",
+	}},
+	{"audit/decisions", map[string]string{
+		"ledger/event":  "the events that it finds decisions in",
+		"policy":        "effects and signals",
+		"policy/replay": "what it makes of them",
+	}},
+
 	// The sides themselves.
 	{"broker/proxy", nil},
 	{"broker", map[string]string{
@@ -150,6 +164,7 @@ var picture = []row{
 		"attest":         "appraisal is a step of the release path",
 		"audit":          "the operator side exports, tails and rebuilds",
 		"audit/proofs":   "replies carry the checkpoint and proofs that the client checks",
+		"audit/timeline": "which events are part of a session's story",
 		"broker/proxy":   "who announced a peer's address",
 		"caep":           "external signals",
 		"certs":          "who calls",

@@ -498,6 +498,7 @@ type Session struct {
 	// "offline"; empty while the session lives.
 	Standing      string                 `protobuf:"bytes,22,opt,name=standing,proto3" json:"standing,omitempty"`
 	WipedAt       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=wiped_at,json=wipedAt,proto3" json:"wiped_at,omitempty"`
+	Approval      string                 `protobuf:"bytes,24,opt,name=approval,proto3" json:"approval,omitempty"` // round of approvals that it consumed; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -691,6 +692,13 @@ func (x *Session) GetWipedAt() *timestamppb.Timestamp {
 		return x.WipedAt
 	}
 	return nil
+}
+
+func (x *Session) GetApproval() string {
+	if x != nil {
+		return x.Approval
+	}
+	return ""
 }
 
 type GetSessionRequest struct {
@@ -2437,7 +2445,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"Z\n" +
 	"\x10ListSecretsReply\x122\n" +
 	"\asecrets\x18\x01 \x03(\v2\x18.bulla.v1.SecretMetadataR\asecrets\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\tR\x04next\"\x8c\x06\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\xa8\x06\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
@@ -2464,7 +2472,8 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\aoffline\x18\x14 \x01(\rR\aoffline\x12\x14\n" +
 	"\x05ahead\x18\x15 \x01(\rR\x05ahead\x12\x1a\n" +
 	"\bstanding\x18\x16 \x01(\tR\bstanding\x125\n" +
-	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\"#\n" +
+	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\x12\x1a\n" +
+	"\bapproval\x18\x18 \x01(\tR\bapproval\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\x13ListSessionsRequest\x12\x1c\n" +

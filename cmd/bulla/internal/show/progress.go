@@ -27,13 +27,16 @@ func NewProgress(w io.Writer, terminal bool, what string) *Progress {
 	return &Progress{w: w, what: what}
 }
 
-// Set shows that done of total are done.
+// Set shows that done of total are done; 0: of how many is not known.
 func (p *Progress) Set(done, total int64) {
 	if p == nil || time.Since(p.last) < redraw && done != total {
 		return
 	}
 	p.last = time.Now()
-	text := fmt.Sprintf("%s %d of %d", p.what, done, total)
+	text := fmt.Sprintf("%s %d", p.what, done)
+	if total > 0 {
+		text += fmt.Sprintf(" of %d", total)
+	}
 	_, _ = fmt.Fprintf(p.w, "\r%s", text) // a progress line that can't be written is not worth an error
 	p.shown = max(p.shown, len(text))
 }
