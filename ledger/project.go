@@ -96,6 +96,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.attestationDemanded(b)
 	case event.RevisionSwept:
 		return p.revisionSwept(b)
+	case event.TrustObserved:
+		return p.trustObserved(b)
 	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
 		event.RequestRefused, event.SignalRefused:
 		return nil // they tell, and change nothing

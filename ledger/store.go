@@ -71,13 +71,15 @@ const (
 	KindDemand Kind = "demand"
 	// KindSweep has one row, ActiveRevision, which holds Sweep.
 	KindSweep Kind = "sweep"
+	// KindTrust rows hold Trust, by the digest of the bundle.
+	KindTrust Kind = "trust"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
-		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep,
+		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindTrust,
 	}
 }
 

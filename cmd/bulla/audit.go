@@ -24,7 +24,7 @@ func newAuditCommand(a *app) *cobra.Command {
 		"The broker records every decision and every change as an event, and commits to the events in a Merkle\n"+
 			"log with signed checkpoints. An export can be verified by anybody, without the broker.",
 		"  bulla audit export --out export/\n  bulla audit verify export/ --key log.pub",
-		newAuditVerifyCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a))
+		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a))
 }
 
 func newAuditVerifyCommand(a *app) *cobra.Command {

@@ -44,6 +44,7 @@ var bodies = []Body{
 	SessionsWiped{},
 	AttestationDemanded{},
 	RevisionSwept{},
+	TrustObserved{},
 }
 
 var registry = func() map[Type]reflect.Type {
