@@ -19,11 +19,14 @@ type ExportConfig struct {
 	Checkpoint []byte // signed; its size says how many events are exported
 	Key        proofs.Key
 	Events     EventSource
+	// Witnessed is a checkpoint of the same log, of at most that size, with the cosignatures of witnesses; nil: none. It
+	// has to be a prefix of what is exported.
+	Witnessed []byte
 	// Progress, if set, is called with the number of events written so far and that of all.
 	Progress func(done, total int64)
 }
 
-// Export writes the log up to a checkpoint into a new directory: checkpoint, tile/… with hashes and entries as in
+// Export writes the log up to a checkpoint into a new directory: checkpoint, witnessed if there is one, tile/… with hashes and entries as in
 // C2SP tlog-tiles, events/… with what opens their commitments, and manifest. The directory appears only
 // when it is complete, readable by its owner alone; it is not synced to stable storage. Events that do not make the
 // tree that the checkpoint signs give proofs.ErrVerification.
@@ -104,7 +107,28 @@ func (x *exporter) run(ctx context.Context) (Manifest, error) {
 	if root := x.tree.root(size, rest); root != x.checkpoint.Root {
 		return Manifest{}, faultIn(checkpointName, "the events make a log with root %s, the checkpoint signs %s", root, x.checkpoint.Root)
 	}
+	if x.cfg.Witnessed != nil {
+		if err := x.witnessed(rest); err != nil {
+			return Manifest{}, err
+		}
+	}
 	return x.finish()
+}
+
+// witnessed writes the cosigned checkpoint, if it is one of the log that is exported. rest are the hashes after the last
+// full bundle.
+func (x *exporter) witnessed(rest []proofs.Hash) error {
+	at, _, err := x.cfg.Key.OpenCosigned(x.cfg.Witnessed, nil)
+	if err != nil {
+		return faultIn(witnessedName, "%s", reason(err))
+	}
+	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(x.dir, filepath.FromSlash(name))) }
+	if err := extends(witnessedName, at, x.checkpoint.Size, x.tree, rest, read); err != nil {
+		return err
+	}
+	f, err := x.write(witnessedName, x.cfg.Witnessed)
+	x.list.witnessed = &f
+	return err
 }
 
 // add puts r, which has to be the record at index, into the bundle under way.

@@ -35,7 +35,7 @@ type Manifest struct {
 	Origin string
 	Size   int64
 	Root   proofs.Hash
-	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events
+	Files  []File // all but the manifest: checkpoint, witnessed if there is one, tiles by level, entries, events
 }
 
 // manifestHead is the first line of a manifest, manifestWhole all of it.
@@ -102,6 +102,7 @@ func ParseManifest(data []byte) (Manifest, error) {
 // listing collects the files of an export while they are written or read. Its order is that of the manifest.
 type listing struct {
 	checkpoint File
+	witnessed  *File    // nil: there is none
 	tiles      [][]File // by level
 	entries    []File
 	events     []File
@@ -114,6 +115,9 @@ func newListing(size int64) *listing {
 // files returns all files in the order of the manifest.
 func (l *listing) files() []File {
 	all := []File{l.checkpoint}
+	if l.witnessed != nil {
+		all = append(all, *l.witnessed)
+	}
 	for _, level := range l.tiles {
 		all = append(all, level...)
 	}

@@ -61,7 +61,7 @@ func (s prover) sendProof(ctx context.Context, op operation, since int64, entrie
 	if _, err := s.tree.Integrate(ctx); err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
-	raw, size, err := s.covering(entries[len(entries)-1].Index)
+	raw, size, err := s.covering(max(entries[len(entries)-1].Index, since-1))
 	if err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
@@ -117,15 +117,18 @@ func (s prover) Checkpoint(ctx context.Context, in *bullav1.CheckpointRequest) (
 	if err != nil {
 		return nil, err
 	}
-	out := &bullav1.CheckpointReply{Checkpoint: s.tree.Checkpoint(), Witnessed: s.witnessed(), LogKey: s.tree.Key().String()}
-	head, err := s.tree.Key().Open(out.GetCheckpoint())
+	out := &bullav1.CheckpointReply{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String()}
+	if in.GetWitnessed() {
+		if out.Checkpoint = s.witnessed(); out.GetCheckpoint() == nil {
+			return nil, missing("no checkpoint was cosigned by enough witnesses: `bulla doctor` says how they are")
+		}
+	}
+	head, _, err := s.tree.Key().OpenCosigned(out.GetCheckpoint(), nil)
 	if err != nil {
 		return nil, s.answer(ctx, who, err)
 	}
-	if in.GetSince() < 0 || in.GetSince() > head.Size {
-		return nil, wrong("the log has %d entries: it can't extend one of %d", head.Size, in.GetSince())
-	}
-	if in.GetSince() > 0 {
+	// A caller who knows a larger log than this one gets the checkpoint alone, which shows just that.
+	if in.GetSince() > 0 && in.GetSince() <= head.Size {
 		consistency, err := s.tree.ProveConsistency(in.GetSince(), head.Size)
 		if err != nil {
 			return nil, s.answer(ctx, who, err)

@@ -87,6 +87,7 @@ func (k WitnessKey) String() string {
 type Cosignature struct {
 	Witness string    `json:"witness"`
 	Time    time.Time `json:"time"` // whole seconds, UTC
+	Size    int64     `json:"size"` // of the log that it saw
 	// Verified says that the key of the witness was given, and fits.
 	Verified bool `json:"verified"`
 
@@ -123,7 +124,9 @@ func (c Cosignature) verify(k WitnessKey, text string) bool {
 }
 
 // is says whether c names the key k.
-func (c Cosignature) is(k WitnessKey) bool { return !k.IsZero() && c.Witness == k.name && c.hash == k.hash }
+func (c Cosignature) is(k WitnessKey) bool {
+	return !k.IsZero() && c.Witness == k.name && c.hash == k.hash
+}
 
 // OpenCosigned reads a checkpoint that may carry cosignatures after the log's own signature, and checks the latter
 // as Open does. Of the cosignatures, those of a given witness have to verify; those of others are returned with
@@ -159,6 +162,7 @@ func (k Key) OpenCosigned(raw []byte, witnesses []WitnessKey) (Checkpoint, []Cos
 			}
 			sig.Verified = true
 		}
+		sig.Size = c.Size
 		out = append(out, sig)
 	}
 	if !slices.IsSortedFunc(out, compareCosignatures) || len(slices.CompactFunc(slices.Clone(out), sameWitness)) != len(out) {
@@ -172,6 +176,12 @@ func compareCosignatures(a, b Cosignature) int {
 }
 
 func sameWitness(a, b Cosignature) bool { return compareCosignatures(a, b) == 0 }
+
+// Uncosigned returns the checkpoint as the log signed it, without the lines of cosignatures.
+func Uncosigned(raw []byte) []byte {
+	base, _ := splitCosigned(raw)
+	return base
+}
 
 // splitCosigned cuts the lines after the first signature line off.
 func splitCosigned(raw []byte) (base []byte, lines []string) {
@@ -223,12 +233,17 @@ func (k Key) Cosign(checkpoint, answer []byte, w WitnessKey) ([]byte, error) {
 // VerifiedBy says who of the witnesses cosigned and when, and who did not.
 func VerifiedBy(sigs []Cosignature, witnesses []WitnessKey) (seen []Cosignature, missing []string) {
 	for _, w := range witnesses {
-		i := slices.IndexFunc(sigs, func(c Cosignature) bool { return c.is(w) && c.Verified })
-		if i < 0 {
+		var best *Cosignature // of several, that of the largest log
+		for i, c := range sigs {
+			if c.is(w) && c.Verified && (best == nil || c.Size > best.Size) {
+				best = &sigs[i]
+			}
+		}
+		if best == nil {
 			missing = append(missing, w.Name())
 			continue
 		}
-		seen = append(seen, sigs[i])
+		seen = append(seen, *best)
 	}
 	return seen, missing
 }

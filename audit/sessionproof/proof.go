@@ -40,8 +40,8 @@ type Proof struct {
 	Session    event.ID
 	LogKey     string // in note format; not believed
 	Checkpoint []byte // signed, with cosignatures if there are any
-	// Since is the size of an older log that Consistency shows to be a prefix of the one of Checkpoint; 0: none.
-	Since       int64
+	// Since is an older checkpoint, as the log signed it; Consistency shows that Checkpoint extends it. Empty: none.
+	Since       []byte
 	Consistency []proofs.Hash
 	Entries     []Entry // in ascending order of their indexes
 }
@@ -53,7 +53,7 @@ type headJSON struct {
 	Session      event.ID      `json:"session"`
 	LogKey       string        `json:"log_key"`
 	Checkpoint   string        `json:"checkpoint"`
-	Since        int64         `json:"since"`
+	Since        string        `json:"since"`
 	Consistency  []proofs.Hash `json:"consistency"`
 }
 
@@ -73,7 +73,7 @@ type wholeJSON struct {
 
 // Encode returns the canonical encoding: one JSON object, with a line for each event.
 func (p Proof) Encode() ([]byte, error) {
-	head, err := event.Marshal(headJSON{Format, event.Version, p.Session, p.LogKey, string(p.Checkpoint), p.Since, list(p.Consistency)})
+	head, err := event.Marshal(headJSON{Format, event.Version, p.Session, p.LogKey, string(p.Checkpoint), string(p.Since), list(p.Consistency)})
 	if err != nil {
 		return nil, fmt.Errorf("encode session proof: %w", err)
 	}
@@ -118,10 +118,10 @@ func Parse(data []byte) (Proof, error) {
 	if w.Format != Format || w.EventVersion != event.Version {
 		return Proof{}, fault(fileName, "format %.40q with events of version %d, this program reads %q with %d", w.Format, w.EventVersion, Format, event.Version)
 	}
-	if len(w.Entries) == 0 || len(w.Entries) > MaxEntries || len(w.Consistency) > maxHashes || len(w.Checkpoint) > proofs.MaxCosigned {
+	if len(w.Entries) == 0 || len(w.Entries) > MaxEntries || len(w.Consistency) > maxHashes || len(w.Checkpoint) > proofs.MaxCosigned || len(w.Since) > proofs.MaxCheckpoint {
 		return Proof{}, fault(fileName, "%d events, %d hashes of consistency and a checkpoint of %d bytes: one of them is none, or too many", len(w.Entries), len(w.Consistency), len(w.Checkpoint))
 	}
-	p := Proof{Session: w.Session, LogKey: w.LogKey, Checkpoint: []byte(w.Checkpoint), Since: w.Since, Consistency: w.Consistency}
+	p := Proof{Session: w.Session, LogKey: w.LogKey, Checkpoint: []byte(w.Checkpoint), Since: []byte(w.Since), Consistency: w.Consistency}
 	for _, e := range w.Entries {
 		if len(e.Inclusion) > maxHashes || e.Index < 0 || e.Index > proofs.MaxSize {
 			return Proof{}, faultAt(e.Index, "its index or its proof is larger than that of any log")
@@ -156,6 +156,7 @@ func commonLines(a, b []byte) int {
 const (
 	fileName       = "proof"
 	checkpointName = "checkpoint"
+	sinceName      = "since"
 	entriesName    = "entries"
 )
 

@@ -54,8 +54,8 @@ func (v *verifier) report() Report {
 	for _, e := range v.events {
 		r.Events = append(r.Events, Line{e.index, e.Time, e.Body.EventType()})
 	}
-	if v.older != nil {
-		r.Against = &v.older.Size
+	if v.kept != nil {
+		r.Against = &v.kept.Size
 	}
 	v.tell(&r)
 	return r
@@ -109,8 +109,8 @@ func (v *verifier) tellTime(r *Report, shown, missing func(string, ...any)) {
 	if len(seen) == 0 {
 		missing("the times, other than by the broker's clock, and that everybody is shown the same log: give --witness with a witness's key")
 	}
-	if v.older != nil {
-		shown("the log extends the checkpoint of %d entries that was given", v.older.Size)
+	if v.kept != nil {
+		shown("the log is, or extends, the one of %d entries whose checkpoint was given", v.kept.Size)
 	} else {
 		missing("freshness, and that the log extends what was seen of it before: give --against with a checkpoint that was kept")
 	}

@@ -34,7 +34,7 @@ type Options struct {
 // *audit.Fault with its place.
 func Verify(p Proof, opts Options) (Report, error) {
 	v := verifier{proof: p, opts: opts, trust: map[event.Digest]event.TrustObserved{}}
-	steps := []func() error{v.head, v.against, v.inclusion, v.foundation, v.life, v.reply, v.witnesses}
+	steps := []func() error{v.head, v.since, v.against, v.inclusion, v.foundation, v.life, v.reply, v.witnesses}
 	for _, step := range steps {
 		if err := step(); err != nil {
 			return Report{}, err
@@ -56,7 +56,8 @@ type verifier struct {
 
 	checkpoint  proofs.Checkpoint
 	cosigned    []proofs.Cosignature
-	older       *proofs.Checkpoint // that the checkpoint was shown to extend
+	older       *proofs.Checkpoint // in the proof; the checkpoint extends it
+	kept        *proofs.Checkpoint // by the auditor
 	events      []located
 	trust       map[event.Digest]event.TrustObserved
 	bindings    []bound
@@ -89,33 +90,45 @@ func reason(err error) string {
 	return strings.TrimPrefix(err.Error(), proofs.ErrVerification.Error()+": ")
 }
 
-// against compares with the checkpoint that was kept from before.
-func (v *verifier) against() error {
-	if v.proof.Since == 0 && len(v.proof.Consistency) > 0 || v.proof.Since < 0 || v.proof.Since > v.checkpoint.Size {
-		return fault(fileName, "its proof of consistency is from %d entries to %d", v.proof.Since, v.checkpoint.Size)
-	}
-	if v.opts.Against == nil {
+// since opens the older checkpoint in the proof, and checks that the newer one extends it.
+func (v *verifier) since() error {
+	if len(v.proof.Since) == 0 {
+		if len(v.proof.Consistency) > 0 {
+			return fault(sinceName, "there are hashes of consistency, and no older checkpoint that they are about")
+		}
 		return nil
 	}
-	old, _, err := v.opts.Key.OpenCosigned(v.opts.Against, nil)
+	old, err := v.opts.Key.Open(v.proof.Since)
 	if err != nil {
-		return fault(checkpointName, "the checkpoint to compare with can't be used: %s", reason(err))
+		return fault(sinceName, "%s", reason(err))
 	}
-	p := proofs.ConsistencyProof{Old: old.Size, New: v.checkpoint.Size}
-	switch {
-	case old.Size > v.checkpoint.Size:
-		return fault(checkpointName, "it signs %d entries, and the one to compare with %d: compare it with an older one, or have a newer proof made", v.checkpoint.Size, old.Size)
-	case old.Size != 0 && old.Size != v.checkpoint.Size:
-		if old.Size != v.proof.Since {
-			return fault(checkpointName, "the proof does not hold what links it to a log of %d entries: have it made with --since and that checkpoint", old.Size)
-		}
-		p.Hashes = v.proof.Consistency
-	}
-	if err := proofs.Extends(old, v.checkpoint, p); err != nil {
-		return fault(checkpointName, "%s", reason(err))
+	if err := proofs.Extends(old, v.checkpoint, proofs.ConsistencyProof{Old: old.Size, New: v.checkpoint.Size, Hashes: v.proof.Consistency}); err != nil {
+		return fault(sinceName, "%s", reason(err))
 	}
 	v.older = &old
 	return nil
+}
+
+// against compares with the checkpoint that was kept from before: it has to be one of the two in the proof.
+func (v *verifier) against() error {
+	if v.opts.Against == nil {
+		return nil
+	}
+	kept, _, err := v.opts.Key.OpenCosigned(v.opts.Against, nil)
+	if err != nil {
+		return fault(checkpointName, "the checkpoint to compare with can't be used: %s", reason(err))
+	}
+	for _, has := range []*proofs.Checkpoint{&v.checkpoint, v.older} {
+		switch {
+		case has == nil || has.Size != kept.Size:
+		case *has != kept:
+			return fault(checkpointName, "it signs root %s over %d entries, and the one to compare with %s: the history was rewritten", has.Root, has.Size, kept.Root)
+		default:
+			v.kept = &kept
+			return nil
+		}
+	}
+	return fault(checkpointName, "the proof does not link its %d entries to the %d of the checkpoint to compare with: have it made with --since and that checkpoint", v.checkpoint.Size, kept.Size)
 }
 
 // inclusion checks that each event is in the log, at its place.

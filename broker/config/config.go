@@ -93,6 +93,10 @@ type Log struct {
 	// CheckpointCopy is a path outside of data_dir, on storage that is not restored together with it: the
 	// broker refuses to go on when the log is behind it.
 	CheckpointCopy string `yaml:"checkpoint_copy"`
+	// What of the log others see: see docs/audit.md.
+	Witnesses Witnesses     `yaml:"witnesses"`
+	Publish   []Publication `yaml:"publish"`
+	Tiles     Tiles         `yaml:"tiles"`
 }
 
 // Site holds what no policy bundle can change; it goes into the first event of the ledger.
@@ -123,7 +127,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	for _, p := range append(c.factorFiles(),
+	for _, p := range append(append(c.factorFiles(), c.outwardFiles()...),
 		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -163,6 +167,9 @@ func (c Config) Validate() error {
 	c.Keyring.validate(fault)
 	c.Factors.validate(fault)
 	c.Signals.validate(fault)
+	c.Log.Witnesses.validate(fault)
+	validatePublish(c.Log.Publish, fault)
+	c.Log.Tiles.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -52,7 +52,9 @@ func receiveExport(
 		return audit.Manifest{}, proofs.Key{}, fmt.Errorf("%w: the broker's log has the key %s, and --log-key is %s", client.ErrVerification, key, pinned)
 	}
 	source := &exportSource{stream: stream, alive: alive, ready: first.GetRecords()}
-	m, err := audit.Export(ctx, out, audit.ExportConfig{Checkpoint: first.GetCheckpoint(), Key: key, Events: source, Progress: progress.Set})
+	m, err := audit.Export(ctx, out, audit.ExportConfig{
+		Checkpoint: first.GetCheckpoint(), Witnessed: first.GetWitnessed(), Key: key, Events: source, Progress: progress.Set,
+	})
 	if source.failure != nil {
 		return audit.Manifest{}, key, source.failure // as gRPC gave it, with its status
 	}

@@ -84,12 +84,13 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 		}
 		progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "searched")
 		defer progress.Clear()
-		p, err = receiveProof(stream, id, older.Size, alive, progress)
+		p, err = receiveProof(stream, id, alive, progress)
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("prove session %s: %w", id, err)
 	}
+	p.Since = proofs.Uncosigned(opts.Against)
 	data, report, err := checkProof(p, pinned, opts)
 	if err != nil {
 		return fmt.Errorf("prove session %s: %w", id, err)
@@ -122,12 +123,12 @@ func readCheckpoint(flag, path string, key proofs.Key) ([]byte, proofs.Checkpoin
 }
 
 // receiveProof takes what the broker streams. Nothing of it is believed yet.
-func receiveProof(stream grpc.ServerStreamingClient[bullav1.ProveSessionItem], id string, since int64, alive func(), progress *show.Progress) (sessionproof.Proof, error) {
+func receiveProof(stream grpc.ServerStreamingClient[bullav1.ProveSessionItem], id string, alive func(), progress *show.Progress) (sessionproof.Proof, error) {
 	session, err := event.ParseID(id)
 	if err != nil {
 		return sessionproof.Proof{}, err
 	}
-	p := sessionproof.Proof{Session: session, Since: since}
+	p := sessionproof.Proof{Session: session}
 	for {
 		item, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -214,7 +214,8 @@ func (x *ProvenRecord) GetInclusion() []byte {
 
 type CheckpointRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"` // if > 0: a consistency proof from this size to that of checkpoint too
+	Since         int64                  `protobuf:"varint,1,opt,name=since,proto3" json:"since,omitempty"`         // if > 0: a consistency proof from this size too
+	Witnessed     bool                   `protobuf:"varint,2,opt,name=witnessed,proto3" json:"witnessed,omitempty"` // the newest one that enough witnesses cosigned
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -256,12 +257,18 @@ func (x *CheckpointRequest) GetSince() int64 {
 	return 0
 }
 
+func (x *CheckpointRequest) GetWitnessed() bool {
+	if x != nil {
+		return x.Witnessed
+	}
+	return false
+}
+
 type CheckpointReply struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // the newest one
-	Witnessed     []byte                 `protobuf:"bytes,2,opt,name=witnessed,proto3" json:"witnessed,omitempty"`   // the newest one that enough witnesses cosigned; empty: none
-	Consistency   []byte                 `protobuf:"bytes,3,opt,name=consistency,proto3" json:"consistency,omitempty"`
-	LogKey        string                 `protobuf:"bytes,4,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`
+	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"` // with cosignatures, if witnessed was asked for
+	Consistency   []byte                 `protobuf:"bytes,2,opt,name=consistency,proto3" json:"consistency,omitempty"`
+	LogKey        string                 `protobuf:"bytes,3,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -303,13 +310,6 @@ func (x *CheckpointReply) GetCheckpoint() []byte {
 	return nil
 }
 
-func (x *CheckpointReply) GetWitnessed() []byte {
-	if x != nil {
-		return x.Witnessed
-	}
-	return nil
-}
-
 func (x *CheckpointReply) GetConsistency() []byte {
 	if x != nil {
 		return x.Consistency
@@ -343,16 +343,16 @@ const file_bulla_v1_proof_proto_rawDesc = "" +
 	"\arecords\x18\x06 \x03(\v2\x16.bulla.v1.ProvenRecordR\arecords\"[\n" +
 	"\fProvenRecord\x12-\n" +
 	"\x06record\x18\x01 \x01(\v2\x15.bulla.v1.AuditRecordR\x06record\x12\x1c\n" +
-	"\tinclusion\x18\x02 \x01(\fR\tinclusion\")\n" +
+	"\tinclusion\x18\x02 \x01(\fR\tinclusion\"G\n" +
 	"\x11CheckpointRequest\x12\x14\n" +
-	"\x05since\x18\x01 \x01(\x03R\x05since\"\x8a\x01\n" +
+	"\x05since\x18\x01 \x01(\x03R\x05since\x12\x1c\n" +
+	"\twitnessed\x18\x02 \x01(\bR\twitnessed\"l\n" +
 	"\x0fCheckpointReply\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
-	"checkpoint\x12\x1c\n" +
-	"\twitnessed\x18\x02 \x01(\fR\twitnessed\x12 \n" +
-	"\vconsistency\x18\x03 \x01(\fR\vconsistency\x12\x17\n" +
-	"\alog_key\x18\x04 \x01(\tR\x06logKey2\x9b\x01\n" +
+	"checkpoint\x12 \n" +
+	"\vconsistency\x18\x02 \x01(\fR\vconsistency\x12\x17\n" +
+	"\alog_key\x18\x03 \x01(\tR\x06logKey2\x9b\x01\n" +
 	"\x06Proofs\x12K\n" +
 	"\fProveSession\x12\x1d.bulla.v1.ProveSessionRequest\x1a\x1a.bulla.v1.ProveSessionItem0\x01\x12D\n" +
 	"\n" +
