@@ -137,6 +137,7 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionsWiped{},
 		event.AttestationDemanded{},
 		event.RevisionSwept{},
+		event.TrustObserved{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {
