@@ -26,20 +26,20 @@ type checkpointFlags struct {
 func newAuditCheckpointCommand(a *app) *cobra.Command {
 	var f checkpointFlags
 	c := &cobra.Command{
-		Use: "checkpoint --key FILE [flags]", Short: "Get the newest checkpoint, and check that the log only grew",
+		Use: "checkpoint --log-key FILE [flags]", Short: "Get the newest checkpoint, and check that the log only grew",
 		Long: "Gets the log's newest signed checkpoint. With --since it is shown that the log of that checkpoint, kept\n" +
 			"from before, is the beginning of the new one: nothing in it was changed, removed or put in between. Keep\n" +
 			"what --out writes for the next time. The exit code is 5 if it does not hold.\n\n" +
 			"With --witnessed it is the newest one that enough witnesses cosigned, by the broker's configuration;\n" +
 			"--witness names the key of one that has to be among them, and may be repeated. Every member of the\n" +
 			"trust domain may ask.",
-		Example: "  bulla audit checkpoint --key log.pub --out checkpoint\n" +
-			"  bulla audit checkpoint --key log.pub --since checkpoint --out checkpoint.new",
+		Example: "  bulla audit checkpoint --log-key log.pub --out checkpoint\n" +
+			"  bulla audit checkpoint --log-key log.pub --since checkpoint --out checkpoint.new",
 		Args: argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error { return a.checkpoint(c, f) },
 	}
 	flags := c.Flags()
-	flags.StringVar(&f.key, "key", "", "file with the log's key: log.pub (required)")
+	flags.StringVar(&f.key, "log-key", "", "file with the log's key: log.pub (required)")
 	flags.StringVar(&f.since, "since", "", "file with a checkpoint of the same log that was kept from before")
 	flags.StringVar(&f.out, "out", "", "file to write the checkpoint to")
 	flags.BoolVar(&f.witnessed, "witnessed", false, "the newest one that enough witnesses cosigned")
@@ -61,14 +61,14 @@ type checkpointAnswer struct {
 
 func (a *app) checkpoint(c *cobra.Command, f checkpointFlags) error {
 	if f.key == "" {
-		return usage("--key is missing: name the file with the log's key, which the broker writes as log.pub")
+		return usage("--log-key is missing: name the file with the log's key, which the broker writes as log.pub")
 	}
 	if c.Flags().Changed("out") {
 		if err := checkOut(f.out); err != nil {
 			return err
 		}
 	}
-	key, err := readLogKey("--key", f.key)
+	key, err := readLogKey("--log-key", f.key)
 	if err != nil {
 		return err
 	}
