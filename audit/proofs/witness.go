@@ -144,6 +144,9 @@ func (k Key) OpenCosigned(raw []byte, witnesses []WitnessKey) (Checkpoint, []Cos
 	if len(lines) == 0 {
 		return c, nil, nil
 	}
+	if !bytes.HasSuffix(raw, []byte("\n")) {
+		return Checkpoint{}, nil, refuse("the last line of the checkpoint is cut")
+	}
 	if len(lines) > MaxWitnesses {
 		return Checkpoint{}, nil, refuse("checkpoint with %d cosignatures, at most %d are allowed", len(lines), MaxWitnesses)
 	}
