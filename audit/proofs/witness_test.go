@@ -184,7 +184,7 @@ func FuzzCosigned(f *testing.F) {
 		if !bytes.Equal(again, data) {
 			t.Errorf("%q opens and is not canonical", data)
 		}
-		if c.Size != 300 && len(sigs) > 0 && (sigs[0].Verified) {
+		if c.Size != 300 && len(sigs) > 0 && sigs[0].Verified {
 			t.Error("an invented cosignature verifies")
 		}
 	})

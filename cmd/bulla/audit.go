@@ -41,8 +41,10 @@ func newAuditVerifyCommand(a *app) *cobra.Command {
 			"The exit code is 5 if anything does not verify.",
 		Example: "  bulla audit verify export/ --key log.pub\n  bulla audit verify export/ --key log.pub --against last-month/checkpoint\n" +
 			"  bulla audit verify export/ --key log.pub --witness witness.pub",
-		Args:    argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
-		RunE: func(c *cobra.Command, args []string) error { return a.verifyExport(c, args[0], key, against, witnesses) },
+		Args: argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.verifyExport(c, args[0], key, against, witnesses)
+		},
 	}
 	c.Flags().StringVar(&key, "key", "", "file with the log's key: log.pub (required)")
 	c.Flags().StringVar(&against, "against", "", "file with a checkpoint of the same log that was kept from before")

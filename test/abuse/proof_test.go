@@ -231,12 +231,12 @@ func TestAbuse_A29_session_proof_edited(t *testing.T) {
 		}
 	}
 	for name, change := range map[string]func(p *sessionproof.Proof){
-		"swapped":                 func(p *sessionproof.Proof) { p.Entries[4], p.Entries[5] = p.Entries[5], p.Entries[4] },
-		"twice":                   func(p *sessionproof.Proof) { p.Entries = append(p.Entries, p.Entries[len(p.Entries)-1]) },
-		"another session":         func(p *sessionproof.Proof) { p.Session = all[1].Session },
-		"an older checkpoint":     func(p *sessionproof.Proof) { p.Checkpoint = all[0].Checkpoint },
-		"another log":             func(p *sessionproof.Proof) { p.LogKey = strings.Replace(p.LogKey, "+", "x+", 1) },
-		"hashes about nothing":    func(p *sessionproof.Proof) { p.Consistency = make([]proofs.Hash, 1) },
+		"swapped":              func(p *sessionproof.Proof) { p.Entries[4], p.Entries[5] = p.Entries[5], p.Entries[4] },
+		"twice":                func(p *sessionproof.Proof) { p.Entries = append(p.Entries, p.Entries[len(p.Entries)-1]) },
+		"another session":      func(p *sessionproof.Proof) { p.Session = all[1].Session },
+		"an older checkpoint":  func(p *sessionproof.Proof) { p.Checkpoint = all[0].Checkpoint },
+		"another log":          func(p *sessionproof.Proof) { p.LogKey = strings.Replace(p.LogKey, "+", "x+", 1) },
+		"hashes about nothing": func(p *sessionproof.Proof) { p.Consistency = make([]proofs.Hash, 1) },
 	} {
 		bad := good
 		bad.Entries = append([]sessionproof.Entry{}, good.Entries...)
