@@ -157,10 +157,13 @@ func (t *trail) head(ctx context.Context, issued int64) error {
 		if err != nil {
 			return err
 		}
-		_, genesis := e.Event.Body.(event.Genesis)
-		_, bound := e.Event.Body.(event.InstanceBound)
-		if genesis || !bound && t.wants(e.Event.Body) { // of the latter the newest counts
+		switch body := e.Event.Body.(type) {
+		case event.Genesis:
 			t.found[e.Index] = e
+		case event.KeyIntroduced, event.RevisionActivated: // of anything else the newest counts, or all of it
+			if t.wants(body) {
+				t.found[e.Index] = e
+			}
 		}
 	}
 	if !t.revision {

@@ -47,7 +47,7 @@ func newAuditVerifyProofCommand(a *app) *cobra.Command {
 	flags.StringVar(&f.against, "against", "", "file with a checkpoint of the same log that was kept from before")
 	flags.StringArrayVar(&f.witnesses, "witness", nil, "file with the key of a witness that has to have cosigned; may be repeated")
 	flags.StringVar(&f.bundle, "bundle", "", "PEM file with the authorities of the principal's trust domain at that time")
-	flags.StringVar(&f.reply, "reply", "", "file that the recipient kept with `bulla get --keep-reply`")
+	flags.StringVar(&f.reply, "reply", "", "file that the recipient kept with bulla get --keep-reply")
 	return c
 }
 

@@ -58,7 +58,7 @@ func newGetCommand(a *app) *cobra.Command {
 	flags.Uint32Var(&f.uses, "uses", 0, "ask for a session of at most so many uses; the policy's limit holds")
 	flags.StringVar(&f.grade, "grade", "", "ask for limits at least this hard: open, gated or proxied; the policy's demand holds")
 	flags.BoolVar(&f.public, "public", false, "print the public key of a signature key that the broker made, in PEM")
-	flags.StringVar(&f.keep, "keep-reply", "", "write what the record can be held against later to this file: for `bulla audit verify-proof --reply`")
+	flags.StringVar(&f.keep, "keep-reply", "", "write what the record can be held against later to this file: for bulla audit verify-proof --reply")
 	a.addIdentity(c)
 	a.addDevice(c)
 	a.addToken(c)
