@@ -67,7 +67,7 @@ func TestAbuse_A29_randomBits(t *testing.T) {
 		total += len(files[name])
 	}
 	random := rand.New(rand.NewPCG(29, a29Entries))
-	for range most(a29Flips, 60) {
+	for range most(a29Flips, 40) {
 		at, name := random.IntN(total), ""
 		for _, name = range names {
 			if at < len(files[name]) {

@@ -31,7 +31,6 @@ type story struct {
 	t        testing.TB
 	signer   *proofs.Signer
 	ca       *xtest.CA
-	svid     *ecdsa.PrivateKey
 	instance *ecdsa.PrivateKey
 	session  event.ID
 	issued   event.SessionIssued

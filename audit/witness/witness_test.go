@@ -187,7 +187,7 @@ func TestQuorum(t *testing.T) {
 	c := s.open(2)
 	c.round(t.Context())
 	first := c.Witnessed()
-	away := func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "away", 503); return true }
+	away := func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "away", http.StatusServiceUnavailable); return true }
 	s.all[0].Break(away)
 	s.all[1].Break(away)
 	s.grow(10)
@@ -287,7 +287,7 @@ func TestHostile(t *testing.T) {
 		"another's":          func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, foreign) },
 		"no newline":         func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "— x y") },
 		"too long":           func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write(make([]byte, maxAnswer+1)) },
-		"no size":            func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(409) },
+		"no size":            func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusConflict) },
 		"a wrong size":       size("-1\n"),
 		"a size with a zero": size("03\n"),
 		"a huge size":        size("999999999999999999999\n"),
@@ -295,8 +295,8 @@ func TestHostile(t *testing.T) {
 			n := 0
 			return func(w http.ResponseWriter, r *http.Request) { n++; size([]string{"1\n", "2\n", "3\n"}[n%3])(w, r) }
 		}(),
-		"unknown log": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(404) },
-		"a redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, s.all[0].URL+"/add-checkpoint", 307) },
+		"unknown log": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) },
+		"a redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, s.all[0].URL+"/add-checkpoint", http.StatusTemporaryRedirect) },
 	} {
 		c := s.open(2)
 		s.all[1].Break(func(w http.ResponseWriter, r *http.Request) bool { f(w, r); return true })
