@@ -75,6 +75,18 @@ func TestCosigned(t *testing.T) {
 		t.Errorf("without cosignatures: %q", plain)
 	}
 	all := strings.SplitAfter(string(raw), "\n")
+	middle := len(all[5]) - 40 // of the signature of a.example
+	other := byte('A')
+	if all[5][middle] == other {
+		other = 'B'
+	}
+	forged := strings.Replace(string(raw), all[5], all[5][:middle]+string(other)+all[5][middle+1:], 1)
+	if _, _, err := s.Key().OpenCosigned([]byte(forged), keys); !errors.Is(err, ErrVerification) {
+		t.Errorf("a cosignature that its key did not make: %v", err)
+	}
+	if _, sigs, err := s.Key().OpenCosigned([]byte(forged), keys[:1]); err != nil || sigs[0].Verified {
+		t.Errorf("a cosignature of a witness that is not asked for: %+v, %v", sigs, err)
+	}
 	for name, text := range map[string]string{
 		"another order":    strings.Join(append(append([]string{}, all[:5]...), all[6], all[5]), ""),
 		"twice":            string(raw) + all[6],

@@ -187,7 +187,10 @@ func TestQuorum(t *testing.T) {
 	c := s.open(2)
 	c.round(t.Context())
 	first := c.Witnessed()
-	away := func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "away", http.StatusServiceUnavailable); return true }
+	away := func(w http.ResponseWriter, _ *http.Request) bool {
+		http.Error(w, "away", http.StatusServiceUnavailable)
+		return true
+	}
 	s.all[0].Break(away)
 	s.all[1].Break(away)
 	s.grow(10)
@@ -296,7 +299,9 @@ func TestHostile(t *testing.T) {
 			return func(w http.ResponseWriter, r *http.Request) { n++; size([]string{"1\n", "2\n", "3\n"}[n%3])(w, r) }
 		}(),
 		"unknown log": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNotFound) },
-		"a redirect":  func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, s.all[0].URL+"/add-checkpoint", http.StatusTemporaryRedirect) },
+		"a redirect": func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, s.all[0].URL+"/add-checkpoint", http.StatusTemporaryRedirect)
+		},
 	} {
 		c := s.open(2)
 		s.all[1].Break(func(w http.ResponseWriter, r *http.Request) bool { f(w, r); return true })
