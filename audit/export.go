@@ -22,6 +22,9 @@ type ExportConfig struct {
 	// Revisions gives the archive of a policy revision that the events activate, so that whoever has the export can
 	// judge its decisions again. nil: the export has none, and is of the layout that could not have them.
 	Revisions func(ctx context.Context, digest event.Digest) ([]byte, error)
+	// Witnessed is a checkpoint of the same log, of at most that size, with the cosignatures of witnesses; nil: none. It
+	// has to be a prefix of what is exported.
+	Witnessed []byte
 	// Progress, if set, is called with the number of events written so far and that of all.
 	Progress func(done, total int64)
 }
@@ -112,7 +115,28 @@ func (x *exporter) run(ctx context.Context) (Manifest, error) {
 	if err := x.archives(ctx); err != nil {
 		return Manifest{}, err
 	}
+	if x.cfg.Witnessed != nil {
+		if err := x.witnessed(rest); err != nil {
+			return Manifest{}, err
+		}
+	}
 	return x.finish()
+}
+
+// witnessed writes the cosigned checkpoint, if it is one of the log that is exported. rest are the hashes after the last
+// full bundle.
+func (x *exporter) witnessed(rest []proofs.Hash) error {
+	at, _, err := x.cfg.Key.OpenCosigned(x.cfg.Witnessed, nil)
+	if err != nil {
+		return faultIn(witnessedName, "%s", reason(err))
+	}
+	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(x.dir, filepath.FromSlash(name))) }
+	if err := extends(witnessedName, at, x.checkpoint.Size, x.tree, rest, read); err != nil {
+		return err
+	}
+	f, err := x.write(witnessedName, x.cfg.Witnessed)
+	x.list.witnessed = &f
+	return err
 }
 
 // add puts r, which has to be the record at index, into the bundle under way.

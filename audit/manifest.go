@@ -36,7 +36,7 @@ type Manifest struct {
 	Origin string
 	Size   int64
 	Root   proofs.Hash
-	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events, revisions
+	Files  []File // all but the manifest: checkpoint, witnessed if there is one, tiles by level, entries, events, revisions
 	// Revisions says that the archives of the revisions that the events activate are there.
 	Revisions bool
 }
@@ -109,6 +109,7 @@ func ParseManifest(data []byte) (Manifest, error) {
 // listing collects the files of an export while they are written or read. Its order is that of the manifest.
 type listing struct {
 	checkpoint File
+	witnessed  *File    // nil: there is none
 	tiles      [][]File // by level
 	entries    []File
 	events     []File
@@ -122,6 +123,9 @@ func newListing(size int64) *listing {
 // files returns all files in the order of the manifest.
 func (l *listing) files() []File {
 	all := []File{l.checkpoint}
+	if l.witnessed != nil {
+		all = append(all, *l.witnessed)
+	}
 	for _, level := range l.tiles {
 		all = append(all, level...)
 	}

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 
@@ -77,8 +78,14 @@ type Config struct {
 	// HoldShare and HoldMinimum say when the end of sessions by a new revision waits for somebody's word: where it
 	// would be more than so many per cent of those that live, and at least so many. 0: 20 %, 10 sessions.
 	HoldShare, HoldMinimum int
-	Now                    func() time.Time // nil: time.Now
-	Log                    *slog.Logger     // nil: silent
+	// Witnessed gives the newest checkpoint that enough witnesses cosigned, or nil; nil: there are no witnesses.
+	Witnessed func() []byte
+	// Outward tells Doctor how witnesses and publishing are; nil: nothing leaves. None of it keeps the broker from serving.
+	Outward func() []Check
+	// Collectors are metrics of parts that the broker does not know.
+	Collectors []prometheus.Collector
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: silent
 }
 
 // Rate is an allowance: so many a second, so many at once.
@@ -130,6 +137,8 @@ type Broker struct {
 	resweep    resweep
 	reattests  reattests
 	shadow     shadow
+	witnessed  func() []byte
+	outward    func() []Check
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -181,6 +190,14 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		gate:    attest.NewGate(maxAttestations, 8*maxAttestations),
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
+	}
+	if b.witnessed, b.outward = c.Witnessed, c.Outward; b.witnessed == nil {
+		b.witnessed = func() []byte { return nil }
+	}
+	for _, m := range c.Collectors {
+		if err := b.metrics.registry.Register(m); err != nil {
+			return nil, fmt.Errorf("new broker: metrics: %w", err)
+		}
 	}
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
 	b.orders = newOrders()

@@ -106,6 +106,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.shadowStarted(b)
 	case event.ShadowEnded:
 		return p.shadowEnded(b)
+	case event.TrustObserved:
+		return p.trustObserved(b)
 	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
 		event.RequestRefused, event.SignalRefused:
 		return nil // they tell, and change nothing

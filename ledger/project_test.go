@@ -144,6 +144,7 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.ShadowStarted{},
 		event.ShadowDiffered{},
 		event.ShadowEnded{},
+		event.TrustObserved{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

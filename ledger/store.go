@@ -77,13 +77,15 @@ const (
 	KindProposal Kind = "proposal"
 	// KindShadow has one row, ActiveRevision, which holds Shadow.
 	KindShadow Kind = "shadow"
+	// KindTrust rows hold Trust, by the digest of the bundle.
+	KindTrust Kind = "trust"
 )
 
 // Kinds lists the projections.
 func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
-		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow,
+		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow, KindTrust,
 	}
 }
 

@@ -52,6 +52,7 @@ const (
 	ActionShareFetch     Action = "share.fetch"
 	ActionShareApprove   Action = "share.approve"
 	ActionShareReject    Action = "share.reject"
+	ActionSessionProof   Action = "session.proof"
 )
 
 // Actions returns every action, in the order above.
@@ -61,7 +62,7 @@ func Actions() []Action {
 		ActionSessionRevoke, ActionDeviceEnroll, ActionDeviceList, ActionDeviceShow, ActionDeviceRevoke,
 		ActionPolicyPush, ActionPolicyPromote, ActionPolicyRollback, ActionPolicyShadow, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
 		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
-		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject,
+		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject, ActionSessionProof,
 	}
 }
 

@@ -113,6 +113,10 @@ type Log struct {
 	// CheckpointCopy is a path outside of data_dir, on storage that is not restored together with it: the
 	// broker refuses to go on when the log is behind it.
 	CheckpointCopy string `yaml:"checkpoint_copy"`
+	// What of the log others see: see docs/audit.md.
+	Witnesses Witnesses     `yaml:"witnesses"`
+	Publish   []Publication `yaml:"publish"`
+	Tiles     Tiles         `yaml:"tiles"`
 }
 
 // Site holds what no policy bundle can change; it goes into the first event of the ledger.
@@ -143,7 +147,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	files := c.factorFiles()
+	files := append(c.factorFiles(), c.outwardFiles()...)
 	files = append(files, &c.Policy.BundleServer.CAFile, &c.Policy.BundleServer.BearerTokenFile)
 	for i := range c.Policy.BundleKeys {
 		files = append(files, &c.Policy.BundleKeys[i])
@@ -199,6 +203,9 @@ func (c Config) Validate() error {
 	c.Keyring.validate(fault)
 	c.Factors.validate(fault)
 	c.Signals.validate(fault)
+	c.Log.Witnesses.validate(fault)
+	validatePublish(c.Log.Publish, fault)
+	c.Log.Tiles.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

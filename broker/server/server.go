@@ -70,6 +70,7 @@ type Server struct {
 	proxies     []netip.Prefix
 	engine      *policy.Engine
 	tree        *audit.Log
+	outward     *outward
 	listener    net.Listener
 	grpc        *grpc.Server
 	http        *http.Server
@@ -124,6 +125,9 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 	if _, err = s.tree.Integrate(ctx); err != nil {
 		return nil, err
 	}
+	if s.outward, err = openOutward(cfg, opts, s.tree, leaves{s.stores.ledger}); err != nil {
+		return nil, err
+	}
 	s.runaway = make(chan *policy.Revision, 1)
 	s.engine = policy.NewEngine(policy.Config{OnRunaway: func(r *policy.Revision) {
 		select {
@@ -163,6 +167,7 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
+		Witnessed: s.outward.witnessed, Outward: s.outward.checks, Collectors: s.outward.collectors(),
 	})
 	if errors.Is(err, policy.ErrRefused) {
 		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)
@@ -261,6 +266,14 @@ func (s *Server) HTTPAddr() net.Addr {
 	return s.web.Addr()
 }
 
+// TilesAddr is the address of the listener of tiles, nil if there is none.
+func (s *Server) TilesAddr() net.Addr {
+	if s.outward.listener == nil {
+		return nil
+	}
+	return s.outward.listener.Addr()
+}
+
 // LogKey is the log's verifier key in note format.
 func (s *Server) LogKey() string { return s.tree.Key().String() }
 
@@ -268,7 +281,7 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 // everything. The server can't be used afterwards.
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	failed := make(chan error, 3) // one of each listener
+	failed := make(chan error, 4) // one of each listener
 	done := make(chan struct{}, 4)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
@@ -281,6 +294,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	go func() { s.integrate(run); done <- struct{}{} }()
 	go func() { s.guardPolicy(run); done <- struct{}{} }()
 	go func() { s.fetchPolicy(run); done <- struct{}{} }()
+	go func() { s.outward.run(run, failed); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -386,6 +400,7 @@ func (s *Server) close() error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, s.outward.close())
 	if s.engine != nil {
 		s.engine.Close()
 	}

@@ -24,24 +24,31 @@ func newAuditCommand(a *app) *cobra.Command {
 		"The broker records every decision and every change as an event, and commits to the events in a Merkle\n"+
 			"log with signed checkpoints. An export can be verified by anybody, without the broker.",
 		"  bulla audit export --out export/\n  bulla audit verify export/ --key log.pub",
-		newAuditVerifyCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a))
+		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditCheckpointCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a))
 }
 
 func newAuditVerifyCommand(a *app) *cobra.Command {
 	var key, against string
+	var witnesses []string
 	c := &cobra.Command{
-		Use: "verify DIR --key FILE [--against CHECKPOINT]", Short: "Verify an export, without a broker",
+		Use: "verify DIR --key FILE [--against CHECKPOINT] [--witness KEY]", Short: "Verify an export, without a broker",
 		Long: "Reads every byte of an export, makes tree and checkpoint again from the events, and says whether all\n" +
 			"of it is what the log's key signed. The key is the broker's log.pub: get it once, and not together\n" +
 			"with the export.\n\n" +
 			"--against is a checkpoint that was kept from before: the export has to hold that history, unchanged.\n" +
-			"Without it the export may be an old one. The exit code is 5 if anything does not verify.",
-		Example: "  bulla audit verify export/ --key log.pub\n  bulla audit verify export/ --key log.pub --against last-month/checkpoint",
-		Args:    argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
-		RunE: func(c *cobra.Command, args []string) error { return a.verifyExport(c, args[0], key, against) },
+			"--witness is the key of a witness (may be repeated) that has to have cosigned either that checkpoint or\n" +
+			"the one in the export. Without either the export may be an old one, or one that nobody else was shown.\n" +
+			"The exit code is 5 if anything does not verify.",
+		Example: "  bulla audit verify export/ --key log.pub\n  bulla audit verify export/ --key log.pub --against last-month/checkpoint\n" +
+			"  bulla audit verify export/ --key log.pub --witness witness.pub",
+		Args: argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.verifyExport(c, args[0], key, against, witnesses)
+		},
 	}
 	c.Flags().StringVar(&key, "key", "", "file with the log's key: log.pub (required)")
 	c.Flags().StringVar(&against, "against", "", "file with a checkpoint of the same log that was kept from before")
+	c.Flags().StringArrayVar(&witnesses, "witness", nil, "file with the key of a witness that has to have cosigned; may be repeated")
 	return c
 }
 
@@ -70,7 +77,7 @@ type goodReport struct {
 	audit.Report
 }
 
-func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string) error {
+func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string, witnesses []string) error {
 	if keyFile == "" {
 		return usage("--key is missing: name the file with the log's key, which the broker writes as log.pub")
 	}
@@ -83,9 +90,12 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string) error
 	}
 	var opts audit.VerifyOptions
 	if against != "" {
-		if opts.Against, err = readFile("--against", against, proofs.MaxCheckpoint); err != nil {
+		if opts.Against, err = readFile("--against", against, proofs.MaxCosigned); err != nil {
 			return err
 		}
+	}
+	if opts.Witnesses, err = readWitnesses(witnesses); err != nil {
+		return err
 	}
 	ctx, cancel := a.offline(c)
 	defer cancel()

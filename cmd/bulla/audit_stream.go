@@ -66,7 +66,7 @@ func receiveExport(
 	}
 	source := &exportSource{stream: stream, alive: alive, ready: first.GetRecords()}
 	m, err := audit.Export(ctx, to.out, audit.ExportConfig{
-		Checkpoint: first.GetCheckpoint(), Key: key, Events: source, Revisions: to.revisions, Progress: progress.Set,
+		Checkpoint: first.GetCheckpoint(), Witnessed: first.GetWitnessed(), Key: key, Events: source, Revisions: to.revisions, Progress: progress.Set,
 	})
 	if source.failure != nil {
 		return audit.Manifest{}, key, source.failure // as gRPC gave it, with its status

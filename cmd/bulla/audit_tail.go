@@ -228,6 +228,8 @@ func aboutSystem(body event.Body) string {
 		return b.KeyID
 	case event.InstanceBound:
 		return b.Instance
+	case event.TrustObserved:
+		return fmt.Sprintf("%s: %d authorities", b.TrustDomain, len(b.Authorities))
 	case event.RefusalsCounted:
 		return fmt.Sprintf("%d times: %s", b.Count, b.Limit)
 	case event.RequestRefused:

@@ -120,6 +120,9 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 	if at := s.SignalsAddr(); at != nil {
 		attrs = append(attrs, "signals_addr", at.String())
 	}
+	if at := s.TilesAddr(); at != nil {
+		attrs = append(attrs, "tiles_addr", at.String())
+	}
 	log.Info("the broker serves", attrs...)
 	if err := s.Serve(ctx); err != nil {
 		return err

@@ -74,12 +74,14 @@ type SecretPut struct {
 }
 
 // InstanceBound keeps the evidence that an SVID vouched for an instance key: the binding as in package
-// envelope/proof, and the certificate chain (DER, the leaf first).
+// envelope/proof, and the certificate chain (DER, the leaf first). Trust names the bundle by which it was judged, of
+// which a TrustObserved event tells; events from before there were any have none.
 type InstanceBound struct {
 	Principal string   `json:"principal"`
 	Instance  string   `json:"instance"`
 	Binding   []byte   `json:"binding"`
 	Chain     [][]byte `json:"chain"`
+	Trust     Digest   `json:"trust,omitzero"`
 }
 
 // DeviceEnrolled admits a device; Record is the canonical JSON of attest.Device.

@@ -49,6 +49,7 @@ var bodies = []Body{
 	ShadowStarted{},
 	ShadowDiffered{},
 	ShadowEnded{},
+	TrustObserved{},
 }
 
 var registry = func() map[Type]reflect.Type {

@@ -18,6 +18,7 @@ var picture = []row{
 	{"internal/durable", nil},
 	{"internal/strictyaml", nil},
 	{"internal/harden", nil},
+	{"internal/outward", nil},
 	{"internal/canonical", nil},
 
 	// Vocabulary: values and what they mean, no I/O.
@@ -146,6 +147,29 @@ var picture = []row{
 		"ledger/event":     "the entries that it integrates; it takes them from a small source, not from the ledger",
 		"session":          "rebuild folds the events into sessions as everybody does",
 	}},
+	{"audit/sessionproof", map[string]string{
+		"audit":          "records, faults with their places, and what a leaf's reply opens to",
+		"audit/proofs":   "checkpoints, cosignatures and proofs of inclusion",
+		"certs":          "recorded chains are judged as live ones are, at the time of their events",
+		"envelope":       "receipts",
+		"envelope/proof": "bindings and signed requests",
+		"ledger/event":   "what the log holds",
+		"session":        "a session is what its events make of it",
+	}},
+	{"audit/witness", map[string]string{
+		"audit":            "the log whose checkpoints are cosigned",
+		"audit/proofs":     "checkpoints and cosignatures",
+		"internal/durable": "the witnessed checkpoint is a file",
+		"internal/outward": "how others are asked",
+	}},
+	{"audit/publish", map[string]string{
+		"internal/durable": "a published file is replaced whole",
+		"internal/outward": "how others are asked",
+	}},
+	{"audit/tileserver", map[string]string{
+		"audit":       "the log that it serves",
+		"audit/tiles": "the paths of what it serves",
+	}},
 
 	{"audit/timeline", map[string]string{
 		"ledger/event": "the events that it tells",
@@ -206,6 +230,7 @@ var picture = []row{
 		"audit/proofs":        "what may be the name of a log",
 		"broker/proxy":        "what may be the range of a proxy",
 		"caep":                "which events and subjects there are",
+		"internal/outward":    "which addresses may be asked",
 		"certs":               "what is a SPIFFE ID, and a trust domain",
 		"internal/strictyaml": "it is one strict file",
 		"policy/remote":       "what may be an address of bundles",
@@ -223,6 +248,7 @@ var picture = []row{
 	{"keyring/xtest", nil},
 	{"place/xtest", nil},
 	{"token/xtest", nil},
+	{"audit/witness/xtest", nil},
 	{"attest/xtest", map[string]string{
 		"attest":              "it makes and forges evidence",
 		"attest/tpm":          "it makes and forges evidence",

@@ -1903,6 +1903,7 @@ type ExportItem struct {
 	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	LogKey        string                 `protobuf:"bytes,2,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`
 	Records       []*AuditRecord         `protobuf:"bytes,3,rep,name=records,proto3" json:"records,omitempty"`
+	Witnessed     []byte                 `protobuf:"bytes,4,opt,name=witnessed,proto3" json:"witnessed,omitempty"` // with checkpoint: the newest one of at most its size that enough witnesses cosigned; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1954,6 +1955,13 @@ func (x *ExportItem) GetLogKey() string {
 func (x *ExportItem) GetRecords() []*AuditRecord {
 	if x != nil {
 		return x.Records
+	}
+	return nil
+}
+
+func (x *ExportItem) GetWitnessed() []byte {
+	if x != nil {
+		return x.Witnessed
 	}
 	return nil
 }
@@ -2555,14 +2563,15 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"AuditEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\fR\x05event\"\x0f\n" +
-	"\rExportRequest\"v\n" +
+	"\rExportRequest\"\x94\x01\n" +
 	"\n" +
 	"ExportItem\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
 	"checkpoint\x12\x17\n" +
 	"\alog_key\x18\x02 \x01(\tR\x06logKey\x12/\n" +
-	"\arecords\x18\x03 \x03(\v2\x15.bulla.v1.AuditRecordR\arecords\"\x93\x01\n" +
+	"\arecords\x18\x03 \x03(\v2\x15.bulla.v1.AuditRecordR\arecords\x12\x1c\n" +
+	"\twitnessed\x18\x04 \x01(\fR\twitnessed\"\x93\x01\n" +
 	"\vAuditRecord\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x1a\n" +
 	"\bencoding\x18\x02 \x01(\fR\bencoding\x12\x1d\n" +
