@@ -196,8 +196,10 @@ type revisionJSON struct {
 }
 
 func newRevisionJSON(r *bullav1.Revision) revisionJSON {
-	return revisionJSON{r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep(),
-		r.GetKey(), r.GetRollback(), r.GetReportDigest(), r.GetName(), moment(r.GetStagedAt())}
+	return revisionJSON{
+		r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep(),
+		r.GetKey(), r.GetRollback(), r.GetReportDigest(), r.GetName(), moment(r.GetStagedAt()),
+	}
 }
 
 func revisionFields(r *bullav1.Revision) []show.Field {

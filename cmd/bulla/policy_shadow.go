@@ -166,7 +166,9 @@ func (a *app) askShadow(c *cobra.Command, ask func(context.Context, bullav1.Revi
 func (a *app) printShadow(r *bullav1.Shadow) error {
 	answer := shadowJSON{
 		r.GetDigest(), r.GetState(), r.GetReason(), moment(r.GetStartedAt()), moment(r.GetUntil()), float64(r.GetCpuMilli()) / 10, r.GetBy(),
-		moment(r.GetCountingSince()), r.GetSeen(), r.GetCompared(), r.GetDropped(), r.GetDiffered(), []shadowRowJSON{}, r.GetOther(),
+		moment(r.GetCountingSince()), r.GetSeen(), r.GetCompared(), r.GetDropped(), r.GetDiffered(),
+		[]shadowRowJSON{},
+		r.GetOther(),
 	}
 	var rows [][]string
 	for _, row := range r.GetRows() {
@@ -187,8 +189,11 @@ func (a *app) printShadow(r *bullav1.Shadow) error {
 			state += ": " + r.GetReason()
 		}
 		err := show.Fields(w, []show.Field{
-			{Name: "shadow", Value: r.GetDigest()}, {Name: "state", Value: state}, {Name: "by", Value: r.GetBy()},
-			{Name: "started", Value: second(r.GetStartedAt())}, {Name: "until", Value: second(r.GetUntil())},
+			{Name: "shadow", Value: r.GetDigest()},
+			{Name: "state", Value: state},
+			{Name: "by", Value: r.GetBy()},
+			{Name: "started", Value: second(r.GetStartedAt())},
+			{Name: "until", Value: second(r.GetUntil())},
 			{Name: "may take", Value: fmt.Sprintf("%g %% of one processor", answer.CPUPercent)},
 			{Name: "counting since", Value: second(r.GetCountingSince())},
 			{Name: "decisions", Value: fmt.Sprintf("%d seen, %d compared, %d dropped, %d differ", r.GetSeen(), r.GetCompared(), r.GetDropped(), r.GetDiffered())},
