@@ -97,6 +97,7 @@ func (a *app) startShadow(c *cobra.Command, name, keyFile string, in *bullav1.St
 	} else if err := checkDigest(name); err != nil {
 		return err
 	}
+	a.waitsForChecks()
 	var r *bullav1.Shadow
 	err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
 		revisions := bullav1.NewRevisionsClient(conn)

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -215,6 +216,16 @@ func newPolicySignCommand(a *app) *cobra.Command {
 	return c
 }
 
+// checkTimeout is how long a command waits that has the broker check a bundle, which gives up after a minute.
+const checkTimeout = 75 * time.Second
+
+// waitsForChecks gives the command the time for that, unless the user said otherwise.
+func (a *app) waitsForChecks() {
+	if !a.timeoutSet {
+		a.timeout = checkTimeout
+	}
+}
+
 // pushFlags are those of `policy push`.
 type pushFlags struct {
 	note, keyFile string
@@ -250,6 +261,7 @@ func (a *app) pushPolicy(c *cobra.Command, path string, f pushFlags) error {
 			return fmt.Errorf("push %s: %w", path, err)
 		}
 	}
+	a.waitsForChecks()
 	var r *bullav1.RevisionChange
 	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
 		r, err = bullav1.NewRevisionsClient(conn).Stage(ctx, &bullav1.StageRequest{Archive: archive, Signature: signature, Note: f.note, Only: f.stage})
@@ -329,6 +341,7 @@ func (a *app) promote(c *cobra.Command, digest string, f *promoteFlags) error {
 	if err := checkDigest(digest); err != nil {
 		return err
 	}
+	a.waitsForChecks()
 	in := &bullav1.PromoteRequest{Rollback: f.rollback, Note: f.note}
 	if f.report != "" {
 		report, err := readFileAtMost(f.report, maxReportFile)
