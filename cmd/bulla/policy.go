@@ -22,7 +22,7 @@ import (
 )
 
 func newPolicyCommand(a *app) *cobra.Command {
-	return group("policy", "Check, test, push, list and show policies, and ask what they would do",
+	return group("policy", "Check, test, push, list, show and try policies",
 		"A policy is a directory (a bundle) of Rego, data, risk model, zones, reference values and canaries.\n"+
 			"check and test work without a broker; push makes a bundle the revision that decides.",
 		"  bulla policy check policy/ && bulla policy test policy/ && bulla policy push policy/ --note \"new grants\"",
