@@ -118,8 +118,9 @@ func endAfter(ctx context.Context, limit time.Duration) (cancel topdown.Cancel, 
 	}
 }
 
-// replayLimit is far above what a decision takes; a replay that reaches it is inconclusive.
-const replayLimit = 2 * time.Second
+// replayLimit is far above what a decision takes, also on a machine that stands still for a while; a replay that reaches
+// it is inconclusive.
+const replayLimit = 30 * time.Second
 
 // Replay judges recorded signals again, on the caller's goroutine. Under the same revision and engine
 // version, and if the recorded decision was not ended by a time limit, Canonical gives the recorded bytes.

@@ -13,7 +13,7 @@ import (
 )
 
 // explainLimit is how long an evaluation may take that is watched, which makes it some ten times slower.
-const explainLimit = 10 * time.Second
+const explainLimit = 60 * time.Second
 
 // maxSteps bounds the steps of an explanation. What was read is noted beyond it.
 const maxSteps = 20_000

@@ -57,7 +57,7 @@ func (r *Reader) Add(index int64, e event.Event) []replay.Recorded {
 		d := &out[i]
 		d.Index, d.Event, d.Time, d.Kind = index, e.ID.String(), e.Time.Time(), string(e.Body.EventType())
 		if digest, known := r.sequence[d.Sequence]; d.Gap == "" && known && digest != d.Revision {
-			d.Gap = fmt.Sprintf("the event names %x as revision %d, and the record activated %s as that", d.Revision, d.Sequence, digest)
+			d.Wrong = fmt.Sprintf("the event names %x as revision %d, and the record activated %s as that", d.Revision, d.Sequence, digest)
 		}
 	}
 	return out

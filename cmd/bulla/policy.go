@@ -19,7 +19,7 @@ import (
 )
 
 func newPolicyCommand(a *app) *cobra.Command {
-	return group("policy", "Check, sign, push, compare and activate policies",
+	return group("policy", "Check, test, sign, push and compare policies",
 		"A policy is a directory (a bundle) of Rego, data, risk model, zones, reference values and canaries.\n"+
 			"check, test and sign work without a broker. push stages a bundle, promote makes it the revision that decides\n"+
 			"(a broker for development does both at once), and rollback goes back to an earlier one. whatif and access say beforehand\n"+

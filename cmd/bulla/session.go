@@ -18,7 +18,7 @@ import (
 )
 
 func newSessionCommand(a *app) *cobra.Command {
-	return group("session", "List, show, revoke, watch, replay and prove sessions",
+	return group("session", "List, show, revoke, watch, replay and prove",
 		"A session is one delivery of one version of a secret to one instance of a workload. It ends when it\n"+
 			"expires, is used up, is closed by its holder or is revoked.",
 		"  bulla session list --secret demo/database --state confirmed\n  bulla session revoke ID --reason \"laptop stolen\"",

@@ -38,6 +38,8 @@ type Recorded struct {
 	// Sum stands for Result where only its SHA-256 was kept.
 	Sum Digest
 
+	// Wrong says what contradicts the rest of the record, "" if nothing does.
+	Wrong string
 	// Gap says why there is nothing to judge, "" if there is. Count is how many decisions it stands for.
 	Gap   string
 	Count uint64

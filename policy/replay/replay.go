@@ -61,6 +61,9 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 		out.Why = r.Gap
 		return out
 	}
+	if r.Wrong != "" {
+		return out.mismatch("", r.Wrong)
+	}
 	rev, err := library.Revision(ctx, r.Revision)
 	if err != nil {
 		out.Why = err.Error()

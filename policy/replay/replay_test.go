@@ -71,6 +71,7 @@ func TestVerdicts(t *testing.T) {
 		{"a fault of the policy that does not come again", deny, func(r *replay.Recorded) {
 			r.Result = change(t, r.Result, `"fault":""`, `"fault":"the decision is undefined"`)
 		}, replay.Mismatch, replay.BitExact, "fault"},
+		{"what contradicts the record", permit, func(r *replay.Recorded) { r.Wrong = "another revision 1" }, replay.Mismatch, "", "another revision 1"},
 		{"a gap", permit, func(r *replay.Recorded) { r.Gap = "counted" }, replay.NotReplayable, "", "counted"},
 	} {
 		r := c.from
