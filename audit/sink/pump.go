@@ -51,11 +51,19 @@ type Config struct {
 type Pump struct {
 	cfg   Config
 	known bool // the event before the kept position is in this log; owned by Run
+	page  page // what was read and has not arrived; owned by Run
 
 	mu      sync.Mutex // guards all below
 	status  Status
 	oldest  time.Time // of the events that are read and not written; zero: none
 	writing time.Time // since when the sink has not answered; zero: it has
+}
+
+// page is some lines, and where the pump is when they have arrived.
+type page struct {
+	lines []Line
+	next  position
+	full  bool // there is more
 }
 
 // Status is how far a pump is.
@@ -179,64 +187,66 @@ func (p *Pump) misfit(at position, why string) error {
 	return fmt.Errorf("%w: %s has index %d, and %s: was the ledger restored from a backup? Remove the file to write every event again", ErrPosition, p.cfg.State, at.Next, why)
 }
 
-// step moves one page, and keeps that it did. full says that there is more.
+// step moves one page, and keeps that it did. A page that did not arrive is there for the next step. full says that
+// there is more.
 func (p *Pump) step(ctx context.Context, k *keeper, at position) (next position, full bool, err error) {
-	entries, err := p.read(ctx, at)
-	if err != nil || len(entries) == 0 {
-		return at, false, err
+	if len(p.page.lines) == 0 {
+		if p.page, err = p.read(ctx, at); err != nil || len(p.page.lines) == 0 {
+			return at, false, err
+		}
 	}
-	lines, err := p.lines(entries)
+	refused, err := p.write(ctx, p.page.lines)
 	if err != nil {
 		return at, false, err
 	}
-	refused, err := p.write(ctx, lines)
-	if err != nil {
-		return at, false, err
+	arrived := p.page
+	p.page = page{}
+	p.written(arrived, refused)
+	if err := k.save(arrived.next); err != nil {
+		// The next page tries again to keep how far it is.
+		return arrived.next, false, fmt.Errorf("keep the position in %s: %w", k.path, err)
 	}
-	last := entries[len(entries)-1]
-	next = position{positionVersion, p.cfg.Origin, last.Index + 1, last.Event.ID}
-	p.known = true
-	p.written(next, len(lines), refused)
-	if err := k.save(next); err != nil {
-		// The lines have arrived. The next page tries again to keep how far it is.
-		return next, false, fmt.Errorf("keep the position in %s: %w", k.path, err)
-	}
-	return next, len(entries) == pageSize, nil
+	return arrived.next, arrived.full, nil
 }
 
 // read reads a page. The first one after a start begins with the event before it, to see that the log is the same.
-func (p *Pump) read(ctx context.Context, at position) ([]Entry, error) {
-	check := !at.Last.IsZero() && !p.known
-	from := at.Next
+func (p *Pump) read(ctx context.Context, at position) (page, error) {
+	check, from := !at.Last.IsZero() && !p.known, at.Next
 	if check {
 		from--
 	}
 	entries, err := p.cfg.Source.Next(ctx, from, pageSize)
-	if errors.Is(err, io.EOF) && check {
-		return nil, p.misfit(at, "the log ends before it")
+	switch {
+	case errors.Is(err, io.EOF) && check:
+		return page{}, p.misfit(at, "the log ends before it")
+	case errors.Is(err, io.EOF):
+		return page{}, err
+	case err != nil:
+		return page{}, fmt.Errorf("read events: %w", err)
 	}
-	if err != nil {
-		if !errors.Is(err, io.EOF) {
-			err = fmt.Errorf("read events: %w", err)
-		}
-		return nil, err
+	if err := inOrder(entries, from); err != nil || len(entries) == 0 {
+		return page{}, err
 	}
-	if err := inOrder(entries, from); err != nil {
-		return nil, err
-	}
-	if check && len(entries) > 0 {
+	out := page{full: len(entries) == pageSize}
+	if check {
 		if entries[0].Event.ID != at.Last {
-			return nil, p.misfit(at, "the event before it is another one")
+			return page{}, p.misfit(at, "the event before it is another one")
 		}
 		entries = entries[1:]
-		p.known = true
 	}
-	if len(entries) > 0 {
-		p.mu.Lock()
-		p.oldest = entries[0].Event.Time.Time()
-		p.mu.Unlock()
+	p.known = true
+	if len(entries) == 0 {
+		return page{}, nil
 	}
-	return entries, nil
+	if out.lines, err = p.lines(entries); err != nil {
+		return page{}, err
+	}
+	last := entries[len(entries)-1]
+	out.next = position{positionVersion, p.cfg.Origin, last.Index + 1, last.Event.ID}
+	p.mu.Lock()
+	p.oldest = entries[0].Event.Time.Time()
+	p.mu.Unlock()
+	return out, nil
 }
 
 func (p *Pump) lines(entries []Entry) ([]Line, error) {
@@ -283,10 +293,10 @@ func (p *Pump) write(ctx context.Context, lines []Line) ([]Refusal, error) {
 	return a.refused, a.err
 }
 
-func (p *Pump) written(next position, n int, refused []Refusal) {
+func (p *Pump) written(arrived page, refused []Refusal) {
 	p.mu.Lock()
-	p.status.Next, p.oldest = next.Next, time.Time{}
-	p.status.Written += uint64(n - len(refused))
+	p.status.Next, p.oldest = arrived.next.Next, time.Time{}
+	p.status.Written += uint64(len(arrived.lines) - len(refused))
 	p.status.Refused += uint64(len(refused))
 	if len(refused) > 0 {
 		p.status.Last = refused[len(refused)-1]
