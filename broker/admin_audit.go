@@ -205,6 +205,9 @@ func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1
 	if c, ok := s.signalCheck(ctx); ok {
 		checks = append(checks, c)
 	}
+	if s.beside != nil {
+		checks = append(checks, s.beside()...)
+	}
 	for _, c := range checks {
 		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})
 	}

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 
@@ -77,8 +78,12 @@ type Config struct {
 	// HoldShare and HoldMinimum say when the end of sessions by a new revision waits for somebody's word: where it
 	// would be more than so many per cent of those that live, and at least so many. 0: 20 %, 10 sessions.
 	HoldShare, HoldMinimum int
-	Now                    func() time.Time // nil: time.Now
-	Log                    *slog.Logger     // nil: silent
+	// Beside judges what runs beside the broker, for Doctor to tell; it keeps nobody from being served. nil: nothing does.
+	Beside func() []Check
+	// Collectors are measured together with the broker.
+	Collectors []prometheus.Collector
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: silent
 }
 
 // Rate is an allowance: so many a second, so many at once.
@@ -123,7 +128,8 @@ type Broker struct {
 	bindings  *remembered
 	pending   *enrolments
 	metrics   *metrics
-	epochs    epoch.Keys // of the use shares of gated sessions
+	beside    func() []Check // nil: nothing runs beside the broker
+	epochs    epoch.Keys     // of the use shares of gated sessions
 	hub       *hub
 	orders    orders
 	resweep   resweep
@@ -180,6 +186,12 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
+	for _, c := range c.Collectors {
+		if err := b.metrics.registry.Register(c); err != nil {
+			return nil, fmt.Errorf("new broker: %w", err)
+		}
+	}
+	b.beside = c.Beside
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
 	b.orders = newOrders()
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)

@@ -47,6 +47,8 @@ type Config struct {
 	Proxies []string `yaml:"proxies"`
 	// Place says by what the places of addresses are known.
 	Place Place `yaml:"place"`
+	// Export says where the events are written as OCSF lines.
+	Export Export `yaml:"export"`
 }
 
 // SPIFFE says where the broker's identity comes from: a Workload API, or PEM files.
@@ -123,7 +125,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	for _, p := range append(c.factorFiles(),
+	for _, p := range append(append(c.factorFiles(), c.exportFiles()...),
 		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -163,6 +165,7 @@ func (c Config) Validate() error {
 	c.Keyring.validate(fault)
 	c.Factors.validate(fault)
 	c.Signals.validate(fault)
+	c.Export.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -75,6 +75,7 @@ type Server struct {
 	web         net.Listener
 	signals     net.Listener // of transmitters
 	signalsHTTP *http.Server
+	exports     []export
 	runaway     chan *policy.Revision // revisions that the breaker is to replace
 }
 
@@ -150,11 +151,14 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	if s.exports, err = s.openExports(ctx, cfg, genesis.Origin); err != nil {
+		return err
+	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
-		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
+		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum, Beside: s.exportChecks, Collectors: s.exportCollectors(),
 	})
 	return err
 }
@@ -258,7 +262,7 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	failed := make(chan error, 3) // one of each listener
-	done := make(chan struct{}, 3)
+	done := make(chan struct{}, 4)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
@@ -269,6 +273,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	go func() { s.Broker.Run(run); done <- struct{}{} }()
 	go func() { s.integrate(run); done <- struct{}{} }()
 	go func() { s.guardPolicy(run); done <- struct{}{} }()
+	go func() { s.runExports(run); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():
