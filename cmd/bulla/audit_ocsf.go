@@ -115,10 +115,6 @@ func (a *app) exportOCSF(c *cobra.Command, out string, o ocsfFlags) error {
 	if err != nil {
 		return err
 	}
-	log, err := a.logger("warn")
-	if err != nil {
-		return err
-	}
 	origin, err := a.logOrigin(c)
 	if err != nil {
 		return fmt.Errorf("export the events: %w", err)
@@ -128,9 +124,12 @@ func (a *app) exportOCSF(c *cobra.Command, out string, o ocsfFlags) error {
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel() // before close, which waits for the stream, and for what connects
 	c.SetContext(ctx)
-	cfg := sink.Config{Source: from, Sink: to, Origin: origin, State: o.state, From: o.from, Attempts: ocsfAttempts, Log: log}
+	cfg := sink.Config{Source: from, Sink: to, Origin: origin, State: o.state, From: o.from, Attempts: ocsfAttempts}
 	if o.follow {
 		cfg.Attempts, cfg.Gather = 0, gather
+		if cfg.Log, err = a.logger("info"); err != nil { // it may wait for hours, and has to say so
+			return err
+		}
 	}
 	pump := sink.New(cfg)
 	stop := a.showProgress(pump)

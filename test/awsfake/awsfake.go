@@ -68,6 +68,7 @@ type Server struct {
 	URL string
 
 	service Service
+	http    *httptest.Server
 
 	mu     sync.Mutex // guards all below
 	now    func() time.Time
@@ -84,7 +85,7 @@ func Start(t testing.TB, service Service) *Server {
 		h.CloseClientConnections() // also of calls that hang
 		h.Close()
 	})
-	s.URL = h.URL
+	s.URL, s.http = h.URL, h
 	return s
 }
 
@@ -108,6 +109,14 @@ func (s *Server) Inject(f Fault) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.faults = append(s.faults, &f)
+}
+
+// Recover takes back the faults that are left, and ends the calls that hang.
+func (s *Server) Recover() {
+	s.mu.Lock()
+	s.faults = nil
+	s.mu.Unlock()
+	s.http.CloseClientConnections()
 }
 
 // Calls returns the operations that were asked for so far, failed ones too.
