@@ -446,8 +446,12 @@ func TestFileRefusesWhatIsNone(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{fifo, dir, "/dev/null", filepath.Join(dir, "no", "such")} {
-		if _, err := NewFile(path).Write(t.Context(), lines(0)); err == nil {
+		_, err := NewFile(path).Write(t.Context(), lines(0))
+		if err == nil {
 			t.Errorf("%s was written to", path)
+		}
+		if about, failure := os.Stat(path); failure == nil && !about.IsDir() && !strings.Contains(err.Error(), "no regular file") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }

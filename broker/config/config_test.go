@@ -132,6 +132,15 @@ func TestShippedConfigurations(t *testing.T) {
 	if _, err := Load(write(t, example)); err != nil {
 		t.Errorf("docs/operations.md: %v", err)
 	}
+	if manual, err = os.ReadFile("../../docs/export.md"); err != nil {
+		t.Fatal(err)
+	}
+	_, sinks, _ := strings.Cut(string(manual), "```yaml\n")
+	sinks, _, _ = strings.Cut(sinks, "```")
+	own, _, _ := strings.Cut(good, "export:\n")
+	if c, err := Load(write(t, own+sinks)); err != nil || len(c.Export.Sinks) != 3 {
+		t.Errorf("docs/export.md: %v", err)
+	}
 }
 
 func FuzzLoad(f *testing.F) {
