@@ -12,7 +12,6 @@ import (
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit/sink"
-	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/ledger/event"
 )
 
@@ -94,7 +93,7 @@ func (s *tailSource) first(ctx context.Context) (*bullav1.AuditEvent, error) {
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		return nil, io.EOF
-	case s.follow && s.connected && (streamEnded(err) || errors.Is(err, client.ErrUnavailable)):
+	case s.follow && s.connected && (streamEnded(err) || judge(err).code == exitUnavailable):
 		return nil, err
 	}
 	return nil, sink.Final(err)
