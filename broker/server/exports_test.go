@@ -148,7 +148,7 @@ func TestSinkThatHangs(t *testing.T) {
 	fake.Inject(awsfake.Fault{Op: "PutLogEvents", Hang: true, Times: 1 << 30})
 	before := heap()
 	hung := deliver(t, r, 300)
-	if hung > 2*usual+20*time.Millisecond {
+	if hung > 3*usual+50*time.Millisecond { // medians; the machine may be busy with other tests
 		t.Errorf("a delivery takes %s while a sink hangs, and %s otherwise", hung, usual)
 	}
 	if grown := heap() - before; grown > 32<<20 {
