@@ -80,7 +80,7 @@ type Config struct {
 	HoldShare, HoldMinimum int
 	// Witnessed gives the newest checkpoint that enough witnesses cosigned, or nil; nil: there are no witnesses.
 	Witnessed func() []byte
-	// Outward tells Doctor how witnesses and publishing are; nil: nothing leaves. None of it keeps the broker from serving.
+	// Outward tells Doctor how witnesses, publishing and sinks of events are; nil: nothing leaves. None of it keeps the broker from serving.
 	Outward func() []Check
 	// Collectors are metrics of parts that the broker does not know.
 	Collectors []prometheus.Collector

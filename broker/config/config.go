@@ -53,6 +53,8 @@ type Config struct {
 	Proxies []string `yaml:"proxies"`
 	// Place says by what the places of addresses are known.
 	Place Place `yaml:"place"`
+	// Export says where the events are written as OCSF lines.
+	Export Export `yaml:"export"`
 }
 
 // SPIFFE says where the broker's identity comes from: a Workload API, or PEM files.
@@ -147,7 +149,7 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	files := append(c.factorFiles(), c.outwardFiles()...)
+	files := append(c.factorFiles(), append(c.outwardFiles(), c.exportFiles()...)...)
 	files = append(files, &c.Policy.BundleServer.CAFile, &c.Policy.BundleServer.BearerTokenFile)
 	for i := range c.Policy.BundleKeys {
 		files = append(files, &c.Policy.BundleKeys[i])
@@ -206,6 +208,7 @@ func (c Config) Validate() error {
 	c.Log.Witnesses.validate(fault)
 	validatePublish(c.Log.Publish, fault)
 	c.Log.Tiles.validate(fault)
+	c.Export.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -77,6 +77,7 @@ type Server struct {
 	web         net.Listener
 	signals     net.Listener // of transmitters
 	signalsHTTP *http.Server
+	exports     []export
 	runaway     chan *policy.Revision // revisions that the breaker is to replace
 
 	bundles      *remote.Source // nil: no bundle server
@@ -162,12 +163,16 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	if s.exports, err = s.openExports(ctx, cfg, genesis.Origin); err != nil {
+		return err
+	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
-		Witnessed: s.outward.witnessed, Outward: s.outward.checks, Collectors: s.outward.collectors(),
+		Witnessed: s.outward.witnessed, Collectors: append(s.outward.collectors(), s.exportCollectors()...),
+		Outward: func() []broker.Check { return append(s.outward.checks(), s.exportChecks()...) },
 	})
 	if errors.Is(err, policy.ErrRefused) {
 		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)
@@ -295,6 +300,7 @@ func (s *Server) Serve(ctx context.Context) error {
 	go func() { s.guardPolicy(run); done <- struct{}{} }()
 	go func() { s.fetchPolicy(run); done <- struct{}{} }()
 	go func() { s.outward.run(run, failed); done <- struct{}{} }()
+	go func() { s.runExports(run); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():

@@ -126,17 +126,37 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string, witne
 
 func newAuditExportCommand(a *app) *cobra.Command {
 	var out, key string
+	var o ocsfFlags
 	c := &cobra.Command{
-		Use: "export --out DIR [flags]", Short: "Export the log with all events",
+		Use: "export --out DIR|FILE [flags]", Short: "Export the log with all events",
 		Long: "Writes the log up to its newest checkpoint into a new directory: checkpoint, tiles as in C2SP\n" +
 			"tlog-tiles, event bodies, policy revisions and a manifest. What does not fit the checkpoint is refused (exit code 5), and\n" +
 			"then there is no directory. The event bodies are for auditors; only checkpoint and tile/ are fit for\n" +
-			"the public.",
-		Example: "  bulla audit export --out export/ --log-key log.pub",
-		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error { return a.exportLog(c, out, key) },
+			"the public.\n\n" +
+			"--format ocsf writes the events as OCSF JSON lines instead, for a SIEM: appended to a file, to stdout (-), or\n" +
+			"to AWS CloudWatch Logs (cloudwatch:GROUP/STREAM). Each arrives at least once; duplicates have the same\n" +
+			"metadata.uid. With --state the next run goes on where the last one came to. docs/export.md has more.",
+		Example: "  bulla audit export --out export/ --log-key log.pub\n" +
+			"  bulla audit export --format ocsf --out events.jsonl --state events.pos --follow",
+		Args: argument(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch o.format {
+			case formatDirectory:
+				if err := onlyOCSF(c); err != nil {
+					return err
+				}
+				return a.exportLog(c, out, key)
+			case formatOCSF:
+				if key != "" {
+					return usage("--log-key is for --format directory: OCSF lines carry no proof")
+				}
+				return a.exportOCSF(c, out, o)
+			}
+			return usage("--format is %q: use directory or ocsf", o.format)
+		},
 	}
-	c.Flags().StringVar(&out, "out", "", "directory to make; it must not exist (required)")
+	c.Flags().StringVar(&out, "out", "", "directory to make; it must not exist. With --format ocsf: FILE, - or cloudwatch:GROUP/STREAM (required)")
+	addOCSF(c, &o)
 	c.Flags().StringVar(&key, "log-key", "", "log.pub as it is known: a broker with another key is refused")
 	a.addIdentity(c)
 	return c

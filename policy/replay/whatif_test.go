@@ -152,8 +152,8 @@ func TestWhatIfRiskAndZones(t *testing.T) {
 
 // inconclusive is a candidate that reads the place, which the development policy does not.
 func inconclusive(tb testing.TB, condition string) *policy.Revision {
-	return bundle(tb, "rego/deliver.rego", "permit if {\n\tcovered\n\tinput.resource.secret.exists == true\n\tclass.attestation.required == false\n",
-		"permit if {\n\tcovered\n\t"+condition+"\n\tinput.resource.secret.exists == true\n\tclass.attestation.required == false\n")
+	return bundle(tb, "rego/deliver.rego", "permit if {\n\tcovered\n\tinput.resource.secret.exists == true\n",
+		"permit if {\n\tcovered\n\t"+condition+"\n\tinput.resource.secret.exists == true\n")
 }
 
 // TestInconclusive: where the candidate reads what the recording lacks and the old revision did not read, nothing is

@@ -181,6 +181,19 @@ var picture = []row{
 		"policy/replay": "what it makes of them",
 	}},
 
+	// Events on their way to where they are watched.
+	{"audit/ocsf", map[string]string{
+		"ledger/event": "the events that it maps",
+	}},
+	{"audit/sink", map[string]string{
+		"audit/ocsf":       "the lines that it brings away",
+		"internal/durable": "how far it came is a file",
+		"ledger/event":     "the entries that it takes from a small source, not from the ledger",
+	}},
+	{"audit/sink/cloudwatch", map[string]string{
+		"audit/sink": "it is one sink among others",
+	}},
+
 	// The sides themselves.
 	{"broker/proxy", nil},
 	{"broker", map[string]string{
@@ -245,7 +258,13 @@ var picture = []row{
 	// Shared by tests. Nothing but tests and other packages of this kind may import them (see the test).
 	{"test/xtest", nil},
 	{"certs/xtest", nil},
-	{"keyring/xtest", nil},
+	{"test/awsfake", nil},
+	{"keyring/xtest", map[string]string{
+		"test/awsfake": "the wire of AWS, with a KMS behind it",
+	}},
+	{"audit/sink/cloudwatch/xtest", map[string]string{
+		"test/awsfake": "the wire of AWS, with CloudWatch Logs behind it",
+	}},
 	{"place/xtest", nil},
 	{"token/xtest", nil},
 	{"audit/witness/xtest", nil},
@@ -315,6 +334,8 @@ func bans() []ban {
 		ban{"ledger", module + "/audit", "the log is built from the ledger, never the other way round"},
 		ban{"ledger", "modernc.org/sqlite", "group commit stands above the stores"},
 		ban{"keyring", "github.com/aws/aws-sdk-go-v2", "who keeps the key in a file must not link a cloud"},
+		ban{"audit/ocsf", "net/http", "it is promised to be pure: values in, values out"},
+		ban{"audit/sink", "github.com/aws/aws-sdk-go-v2", "who exports to a file must not link a cloud"},
 		ban{"broker", "modernc.org/sqlite", "the store is chosen where the program is wired"},
 		ban{"broker", "github.com/aws/aws-sdk-go-v2", "the key-encryption key is chosen where the program is wired"},
 		ban{"broker", module + "/client", "the two sides meet on the wire only"},
