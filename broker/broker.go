@@ -126,6 +126,7 @@ type Broker struct {
 	epochs    epoch.Keys // of the use shares of gated sessions
 	hub       *hub
 	orders    orders
+	asking    chan struct{} // a slot for each question that is being answered
 	resweep   resweep
 	reattests reattests
 
@@ -181,7 +182,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
-	b.orders = newOrders()
+	b.orders, b.asking = newOrders(), make(chan struct{}, maxQuestions)
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
 	b.reattests = newReattests()
 	var err error

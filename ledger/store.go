@@ -71,6 +71,10 @@ const (
 	KindDemand Kind = "demand"
 	// KindSweep has one row, ActiveRevision, which holds Sweep.
 	KindSweep Kind = "sweep"
+	// KindDenial rows hold Denial, by scope, value and index.
+	KindDenial Kind = "denial"
+	// KindActivation rows hold Activation, by sequence.
+	KindActivation Kind = "activation"
 )
 
 // Kinds lists the projections.
@@ -78,6 +82,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
 		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep,
+		KindDenial, KindActivation,
 	}
 }
 
@@ -96,6 +101,8 @@ type Row struct {
 	RowKey
 	Value []byte
 	Seq   int64
+	// Opened is set by Snapshot.Sessions: the index of the event that opened the session.
+	Opened int64
 	// Fault is set by Snapshot.Rows when the columns by which the store finds the row disagree with Value.
 	Fault string
 
@@ -244,6 +251,9 @@ type Snapshot interface {
 	// Sessions lists up to q.Max sessions that match, the newest first; what was due first comes first
 	// in a query by time.
 	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
+	// Recipients passes each delivery of a secret, from index from on and below index below, to f: by principal, and
+	// for each by index.
+	Recipients(ctx context.Context, secret string, from, below int64, f func(principal string, index int64) error) error
 	// Events lists up to max events from index from, in order.
 	Events(ctx context.Context, from int64, max int) ([]Stored, error)
 	// Leaves is Events with nothing but index and leaf: the log integrates all of them all the time.
@@ -272,6 +282,9 @@ type SessionQuery struct {
 	// ReceiptBefore selects issued sessions whose receipt was due at or before it, and that live on.
 	ReceiptBefore time.Time
 	Before        string // session id: continue a listing below it; not for queries by time
+	// From and Below select sessions that an event from index From on and below index Below opened. A Below of 0
+	// stands for no limit.
+	From, Below int64
 	Max           int    // at most MaxPage, which 0 stands for
 }
 

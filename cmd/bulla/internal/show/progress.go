@@ -32,8 +32,19 @@ func (p *Progress) Set(done, total int64) {
 	if p == nil || time.Since(p.last) < redraw && done != total {
 		return
 	}
+	p.draw(fmt.Sprintf("%s %d of %d", p.what, done, total))
+}
+
+// Count shows that done are done, of nobody knows how many.
+func (p *Progress) Count(done int64) {
+	if p == nil || time.Since(p.last) < redraw {
+		return
+	}
+	p.draw(fmt.Sprintf("%s %d", p.what, done))
+}
+
+func (p *Progress) draw(text string) {
 	p.last = time.Now()
-	text := fmt.Sprintf("%s %d of %d", p.what, done, total)
 	_, _ = fmt.Fprintf(p.w, "\r%s", text) // a progress line that can't be written is not worth an error
 	p.shown = max(p.shown, len(text))
 }
