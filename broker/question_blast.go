@@ -16,7 +16,6 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/secret"
-	"github.com/bulla-project/bulla/session"
 )
 
 const (
@@ -25,6 +24,8 @@ const (
 	maxNames    = 100
 	// maxHolders is how many different principals of one version are told apart.
 	maxHolders = 10_000
+	// lookEach is after how many sessions the time is looked at.
+	lookEach = 256
 )
 
 // BlastRadius says what was delivered to whom, or under what, is lost, and what to do about it.
@@ -81,10 +82,10 @@ type exposure struct {
 	named      []string // some of others
 }
 
-func (e *exposure) add(s session.Session, now time.Time) {
+func (e *exposure) add(s ledger.Brief, now time.Time) {
 	e.deliveries++
 	e.grades[s.Grade] = struct{}{}
-	if liveAt(s, now) {
+	if s.Lives(now) {
 		e.live++
 	}
 	e.uses += uint64(s.Used)
@@ -174,9 +175,8 @@ type blast struct {
 
 	found               map[versionKey]*exposure
 	principals, devices map[string]struct{}
-	cut                 bool      // not all was looked at
-	back                time.Time // how far it was
-	tooMany             bool      // versions, or names
+	cut                 bool // not all was looked at
+	tooMany             bool // names
 	out                 *bullav1.BlastRadius
 }
 
@@ -185,7 +185,7 @@ func (b *blast) run(ctx context.Context, limit int) error {
 	if err != nil {
 		return err
 	}
-	if err := b.walk(ctx, b.what, spans, b.gather); err != nil && !errors.Is(err, errEnough) {
+	if err := b.scan(ctx, b.what, spans, b.gather); err != nil && !errors.Is(err, errEnough) {
 		return err
 	}
 	var all []*exposure
@@ -217,8 +217,10 @@ func (b *blast) run(ctx context.Context, limit int) error {
 }
 
 // look counts what was looked at, says now and then that it goes on, and when it is enough.
-func (b *blast) look(n int) error {
-	b.examined += uint64(n)
+func (b *blast) look() error {
+	if b.examined++; b.examined%lookEach != 0 {
+		return nil
+	}
 	if b.examined >= longExamined || time.Now().After(b.until) {
 		return errEnough
 	}
@@ -229,33 +231,28 @@ func (b *blast) look(n int) error {
 	return b.alive(b.examined)
 }
 
-func (b *blast) gather(page []ledger.Delivery) error {
-	for _, d := range page {
-		s := d.Session
-		b.out.Deliveries++
-		if liveAt(s, b.sight.op.now) {
-			b.out.Live++
-		}
-		b.tooMany = !remember(b.principals, s.Principal, maxNames) || b.tooMany
-		if s.Device != "" {
-			b.tooMany = !remember(b.devices, s.Device, maxNames) || b.tooMany
-		}
-		key := versionKey{s.Secret, s.Version}
-		e := b.found[key]
-		if e == nil {
-			if len(b.found) >= maxVersions {
-				b.cut, b.back = true, s.Issued.Time()
-				return errEnough
-			}
-			e = &exposure{versionKey: key, class: s.Class, grades: map[string]struct{}{}, others: map[string]struct{}{}}
-			b.found[key] = e
-		}
-		e.add(s, b.sight.op.now)
+func (b *blast) gather(s ledger.Brief) error {
+	b.out.Deliveries++
+	if s.Lives(b.sight.op.now) {
+		b.out.Live++
 	}
-	err := b.look(len(page))
-	if errors.Is(err, errEnough) && len(page) > 0 {
-		b.cut, b.back = true, page[len(page)-1].Session.Issued.Time()
+	b.tooMany = !remember(b.principals, s.Principal, maxNames) || b.tooMany
+	if s.Device != "" {
+		b.tooMany = !remember(b.devices, s.Device, maxNames) || b.tooMany
 	}
+	key := versionKey{s.Secret, s.Version}
+	e := b.found[key]
+	if e == nil {
+		if len(b.found) >= maxVersions {
+			b.cut = true
+			return errEnough
+		}
+		e = &exposure{versionKey: key, class: s.Class, grades: map[string]struct{}{}, others: map[string]struct{}{}}
+		b.found[key] = e
+	}
+	e.add(s, b.sight.op.now)
+	err := b.look()
+	b.cut = errors.Is(err, errEnough)
 	return err
 }
 
@@ -305,13 +302,11 @@ func (b *blast) elsewhere(ctx context.Context, listed []*exposure) error {
 	size, _ := b.ledger.Committed()
 	for _, name := range order {
 		versions := bySecret[name]
-		err := b.walk(ctx, about{secret: name}, []span{{0, size}}, func(page []ledger.Delivery) error {
-			for _, d := range page {
-				if e := versions[d.Session.Version]; e != nil && !b.what.delivered(d.Session) {
-					b.other(ctx, e, d.Session)
-				}
+		err := b.scan(ctx, about{secret: name}, []span{{0, size}}, func(s ledger.Brief) error {
+			if e := versions[s.Version]; e != nil && !b.what.delivered(s) {
+				b.other(ctx, e, s)
 			}
-			return b.look(len(page))
+			return b.look()
 		})
 		if errors.Is(err, errEnough) {
 			b.out.Notes = append(b.out.Notes, "who else has these versions was not looked up to the end: ask `bulla audit blast-radius --secret` for those that matter")
@@ -326,16 +321,16 @@ func (b *blast) elsewhere(ctx context.Context, listed []*exposure) error {
 }
 
 // delivered says whether a delivery is one that the question is about.
-func (a about) delivered(s session.Session) bool {
+func (a about) delivered(s ledger.Brief) bool {
 	return (a.principal == "" || a.principal == s.Principal) && (a.device == "" || a.device == s.Device) &&
-		(a.revision.IsZero() || a.revision == s.Revision) && a.holds(s.Issued.Time())
+		(a.revision.IsZero() || a.revision.String() == s.Revision) && a.holds(s.Issued.Time())
 }
 
 // maxOthers is how many of those who have a version too are named.
 const maxOthers = 5
 
-func (b *blast) other(ctx context.Context, e *exposure, s session.Session) {
-	if liveAt(s, b.sight.op.now) {
+func (b *blast) other(ctx context.Context, e *exposure, s ledger.Brief) {
+	if s.Lives(b.sight.op.now) {
 		e.othersLive++
 	}
 	if _, known := e.others[s.Principal]; known {
@@ -420,7 +415,7 @@ func (b *blast) notes(limit int) {
 	note := func(format string, args ...any) { b.out.Notes = append(b.out.Notes, fmt.Sprintf(format, args...)) }
 	if b.cut {
 		b.out.Incomplete = true
-		note("there is more than one answer looks at: it goes back to %s. Ask again with --until %[1]s for what was before", b.back.UTC().Format(time.RFC3339))
+		note("there is more than one answer looks at, which were %d deliveries: ask about a shorter time, with --since and --until", b.out.Deliveries)
 	}
 	if uint64(limit) < b.out.Versions {
 		b.out.Incomplete = true

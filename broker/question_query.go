@@ -11,7 +11,6 @@ import (
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
-	"github.com/bulla-project/bulla/session"
 )
 
 // The outcomes of a finding.
@@ -307,6 +306,3 @@ func (q *query) notes() {
 		note("a refusal has the grade that was asked for; where none was, --grade leaves it out")
 	}
 }
-
-// liveAt says whether a session can still be used at now.
-func liveAt(s session.Session, now time.Time) bool { return !s.StateAt(now).Ended() }

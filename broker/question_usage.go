@@ -166,21 +166,22 @@ func (u *usage) accesses(ctx context.Context, places []int64) error {
 // uses adds up what the sessions say that were delivered in the window.
 func (u *usage) uses(ctx context.Context, spans []span) error {
 	var newest time.Time
-	err := u.walk(ctx, u.what, spans, func(page []ledger.Delivery) error {
-		for _, d := range page {
-			switch s := d.Session; s.Grade {
-			case "gated":
-				u.out.Uses += uint64(s.Used)
-			case "proxied":
-				u.out.Operations += uint64(s.Used)
-			}
-			if at := d.Session.UsedAt.Time(); at.After(newest) {
-				newest, u.out.LastUse = at, stamp(d.Session.UsedAt)
-			}
+	err := u.scan(ctx, u.what, spans, func(s ledger.Brief) error {
+		switch s.Grade {
+		case "gated":
+			u.out.Uses += uint64(s.Used)
+		case "proxied":
+			u.out.Operations += uint64(s.Used)
 		}
-		if u.examined += uint64(len(page)); u.examined >= longExamined || time.Now().After(u.until) {
+		if at := s.UsedAt.Time(); at.After(newest) {
+			newest, u.out.LastUse = at, stamp(s.UsedAt)
+		}
+		if u.examined++; u.examined%lookEach != 0 {
+			return nil
+		}
+		if u.examined >= longExamined || time.Now().After(u.until) {
 			u.out.Incomplete = true
-			u.out.Notes = append(u.out.Notes, fmt.Sprintf("uses and operations are those of the newest %d deliveries only: ask about a shorter time", u.examined))
+			u.out.Notes = append(u.out.Notes, fmt.Sprintf("uses and operations are those of %d of the deliveries only: ask about a shorter time", u.examined))
 			return errEnough
 		}
 		if time.Since(u.said) < signOfLife {

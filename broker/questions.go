@@ -32,8 +32,8 @@ const (
 	longTime = 30 * time.Second
 	// maxExamined is how many events one page looks at, and longExamined how many sessions one whole answer.
 	maxExamined  = 20_000
-	longExamined = 2_000_000
-	// questionBatch is how many rows are read at once.
+	longExamined = 4_000_000
+	// questionBatch is how many refusals are looked up at once.
 	questionBatch = ledger.MaxPage
 	// aside is how far the time of an event may be from those beside it in the log: it is made before the commit, and by
 	// brokers whose clocks differ.
@@ -197,36 +197,24 @@ func (s questions) spans(ctx context.Context, what about) ([]span, error) {
 	return out, nil
 }
 
-// errEnough ends a walk.
+// errEnough ends a scan.
 var errEnough = errors.New("enough")
 
-// walk goes through the deliveries that a question is about, the newest first, in pages.
-func (s questions) walk(ctx context.Context, what about, spans []span, f func([]ledger.Delivery) error) error {
+// scan passes the deliveries that a question is about to f, in no particular order.
+func (s questions) scan(ctx context.Context, what about, spans []span, f func(ledger.Brief) error) error {
+	revision := ""
+	if !what.revision.IsZero() {
+		revision = what.revision.String()
+	}
 	for _, in := range spans {
-		for below := in.below; below > in.from; {
-			if err := ctx.Err(); err != nil {
-				return err
+		err := s.ledger.Scan(ctx, what.sessions(in, 0), func(b ledger.Brief) error {
+			if !what.holds(b.Issued.Time()) || revision != "" && revision != b.Revision {
+				return nil
 			}
-			page, err := s.ledger.Deliveries(ctx, what.sessions(span{in.from, below}, questionBatch))
-			if err != nil {
-				return err
-			}
-			full := len(page) == questionBatch
-			if full {
-				below = page[len(page)-1].Index
-			}
-			kept := page[:0]
-			for _, d := range page {
-				if what.holds(d.Session.Issued.Time()) && (what.revision.IsZero() || what.revision == d.Session.Revision) {
-					kept = append(kept, d)
-				}
-			}
-			if err := f(kept); err != nil {
-				return err
-			}
-			if !full {
-				break
-			}
+			return f(b)
+		})
+		if err != nil {
+			return err
 		}
 	}
 	return nil

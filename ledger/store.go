@@ -251,6 +251,9 @@ type Snapshot interface {
 	// Sessions lists up to q.Max sessions that match, the newest first; what was due first comes first
 	// in a query by time.
 	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
+	// Scan passes all sessions that match to f, in an order that is the store's own; each row is good until f returns.
+	// Of q it knows Principal, Secret, Device, From and Below.
+	Scan(ctx context.Context, q SessionQuery, f func(Row) error) error
 	// Recipients passes each delivery of a secret, from index from on and below index below, to f: by principal, and
 	// for each by index.
 	Recipients(ctx context.Context, secret string, from, below int64, f func(principal string, index int64) error) error

@@ -232,6 +232,30 @@ func (v *snapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]ledge
 
 // sessionsSQL builds the query for q out of constant text; values are parameters.
 func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
+	text, args = sessionsWhere(q)
+	order := "idx DESC"
+	switch {
+	case !q.LiveFrom.IsZero():
+		order = "due, id"
+	case !q.ExpiresBefore.IsZero():
+		order = "due, idx"
+	case !q.ReceiptBefore.IsZero():
+		order = "receipt_due, idx"
+	}
+	limit := q.Max
+	if limit <= 0 || limit > ledger.MaxPage {
+		limit = ledger.MaxPage
+	}
+	if args = append(args, limit); order == "idx DESC" && q.Secret != "" && q.Principal == "" && q.Device == "" && len(q.States) == 0 {
+		// The index by secret is in the order of principals. What comes first is found in the index alone.
+		return "SELECT id, value, seq, idx FROM sessions WHERE idx IN (SELECT idx FROM sessions INDEXED BY sessions_pair" + text +
+			" ORDER BY idx DESC LIMIT ?) ORDER BY idx DESC", args
+	}
+	return "SELECT id, value, seq, idx FROM sessions" + text + " ORDER BY " + order + " LIMIT ?", args
+}
+
+// sessionsWhere is the condition of q, "" if there is none.
+func sessionsWhere(q ledger.SessionQuery) (text string, args []any) {
 	var where []string
 	add := func(condition string, values ...any) {
 		where, args = append(where, condition), append(args, values...)
@@ -257,19 +281,15 @@ func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
 	if live {
 		add("due IS NOT NULL")
 	}
-	order := "idx DESC"
 	if !q.ReceiptBefore.IsZero() {
 		add("receipt_due <= ? AND due > ?", q.ReceiptBefore.UnixMicro(), q.ReceiptBefore.UnixMicro())
-		order = "receipt_due, idx"
 	}
 	if !q.ExpiresBefore.IsZero() {
 		add("due <= ?", q.ExpiresBefore.UnixMicro())
-		order = "due, idx"
 	}
 	if !q.LiveFrom.IsZero() {
 		from := q.LiveFrom.UnixMicro()
 		add("due >= ? AND (due > ? OR id > ?)", from, from, q.LiveAfter)
-		order = "due, id"
 	}
 	if q.Before != "" {
 		add("idx < (SELECT b.idx FROM sessions b WHERE b.id = ?)", q.Before)
@@ -283,16 +303,35 @@ func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
 	if len(where) > 0 {
 		text = " WHERE " + strings.Join(where, " AND ")
 	}
-	limit := q.Max
-	if limit <= 0 || limit > ledger.MaxPage {
-		limit = ledger.MaxPage
+	return text, args
+}
+
+// Scan implements ledger.Snapshot. Without an order nothing is sorted: the rows come as the index has them.
+func (v *snapshot) Scan(ctx context.Context, q ledger.SessionQuery, f func(ledger.Row) error) error {
+	if err := v.ready(ctx); err != nil {
+		return err
 	}
-	if args = append(args, limit); order == "idx DESC" && q.Secret != "" && q.Principal == "" && q.Device == "" && len(q.States) == 0 {
-		// The index by secret is in the order of principals. What comes first is found in the index alone.
-		return "SELECT id, value, seq, idx FROM sessions WHERE idx IN (SELECT idx FROM sessions INDEXED BY sessions_pair" + text +
-			" ORDER BY idx DESC LIMIT ?) ORDER BY idx DESC", args
+	where, args := sessionsWhere(ledger.SessionQuery{Principal: q.Principal, Secret: q.Secret, Device: q.Device, From: q.From, Below: q.Below})
+	rows, err := v.tx.QueryContext(context.Background(), "SELECT value, idx FROM sessions"+where, args...)
+	if err != nil {
+		return err
 	}
-	return "SELECT id, value, seq, idx FROM sessions" + text + " ORDER BY " + order + " LIMIT ?", args
+	defer rows.Close()
+	row := ledger.Row{RowKey: ledger.RowKey{Kind: ledger.KindSession}}
+	var raw sql.RawBytes
+	for n := 0; rows.Next(); n++ {
+		if n%256 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := rows.Scan(&raw, &row.Opened); err != nil {
+			return err
+		}
+		row.Value = raw
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }
 
 // Recipients implements ledger.Snapshot, on an index that holds all that it passes on.

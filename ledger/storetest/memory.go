@@ -313,6 +313,23 @@ func (v memorySnapshot) matches(s indexedSession, q ledger.SessionQuery) bool {
 	return q.Before == "" || s.order < v.s.sessions[q.Before].order
 }
 
+// Scan implements ledger.Snapshot.
+func (v memorySnapshot) Scan(ctx context.Context, q ledger.SessionQuery, f func(ledger.Row) error) error {
+	for id, s := range v.s.sessions {
+		if !v.matches(s, ledger.SessionQuery{Principal: q.Principal, Secret: q.Secret, Device: q.Device, From: q.From, Below: q.Below}) {
+			continue
+		}
+		row := v.s.rows[ledger.RowKey{Kind: ledger.KindSession, Key: id}]
+		if row.Opened = s.order; ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Recipients implements ledger.Snapshot.
 func (v memorySnapshot) Recipients(ctx context.Context, secret string, from, below int64, f func(string, int64) error) error {
 	var found []indexedSession

@@ -52,11 +52,20 @@ func (s *suite) questions() {
 			if err != nil || !slices.Equal(got, want) {
 				s.Errorf("recipients in %v: %v %v, want %v", window, got, err, want)
 			}
-			rows, err := v.Sessions(s.Context(), ledger.SessionQuery{Secret: Secret, From: window[0], Below: window[1], Max: 5})
+			rows, listed := v.Sessions(s.Context(), ledger.SessionQuery{Secret: Secret, From: window[0], Below: window[1], Max: 5})
 			slices.SortFunc(want, func(a, b delivery) int { return cmp.Compare(b.index, a.index) })
+			var scanned []int64
+			err = v.Scan(s.Context(), ledger.SessionQuery{Secret: Secret, From: window[0], Below: window[1]}, func(r ledger.Row) error {
+				scanned = append(scanned, r.Opened)
+				return nil
+			})
+			slices.SortFunc(scanned, func(a, b int64) int { return cmp.Compare(b, a) })
+			if err != nil || !slices.EqualFunc(scanned, want, func(index int64, d delivery) bool { return index == d.index }) {
+				s.Errorf("scanned in %v: %v %v, want %v", window, scanned, err, want)
+			}
 			want = want[:min(len(want), 5)]
-			if err != nil || !slices.EqualFunc(rows, want, func(r ledger.Row, d delivery) bool { return r.Opened == d.index }) {
-				s.Errorf("the newest sessions in %v: %v %v, want %v", window, rows, err, want)
+			if listed != nil || !slices.EqualFunc(rows, want, func(r ledger.Row, d delivery) bool { return r.Opened == d.index }) {
+				s.Errorf("the newest sessions in %v: %v %v, want %v", window, rows, listed, want)
 			}
 		}
 		rows, err := v.Rows(s.Context(), ledger.KindDenial, "", 1000)
