@@ -141,8 +141,14 @@ func (a *app) blastRadius(c *cobra.Command, in *bullav1.BlastRadiusRequest) erro
 }
 
 func printBlast(w io.Writer, b *bullav1.BlastRadius) error {
-	fmt.Fprintf(w, "%d deliveries of %d versions to %d principals on %d devices; %d live, %d calls were refused\n",
-		b.GetDeliveries(), b.GetVersions(), len(b.GetPrincipals()), len(b.GetDevices()), b.GetLive(), b.GetDenials())
+	err := show.Fields(w, []show.Field{
+		{Name: "delivered", Value: fmt.Sprintf("%d, of %d versions, to %d principals, on %d devices", b.GetDeliveries(), b.GetVersions(), len(b.GetPrincipals()), len(b.GetDevices()))},
+		{Name: "live", Value: strconv.FormatUint(b.GetLive(), 10)},
+		{Name: "refused", Value: strconv.FormatUint(b.GetDenials(), 10)},
+	})
+	if err != nil {
+		return err
+	}
 	var rows [][]string
 	for _, e := range b.GetExposures() {
 		rows = append(rows, []string{

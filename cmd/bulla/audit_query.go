@@ -219,7 +219,7 @@ func (a *app) printQuery(rows [][]string, end queryEnd) error {
 // printNotes writes what an answer can't say.
 func printNotes(w io.Writer, notes []string) error {
 	for _, n := range notes {
-		if _, err := fmt.Fprintln(w, "note: "+show.Lines(n)); err != nil {
+		if _, err := fmt.Fprintln(w, show.Lines(show.Wrap("note: "+n, show.Width))); err != nil {
 			return err
 		}
 	}
