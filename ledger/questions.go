@@ -149,35 +149,14 @@ func (l *Ledger) Deliveries(ctx context.Context, q SessionQuery) ([]Delivery, er
 	})
 }
 
-// Brief is what is needed of a session to count it.
-type Brief struct {
-	State     session.State `json:"state"`
-	Principal string        `json:"principal"`
-	Device    string        `json:"device"`
-	Secret    string        `json:"secret"`
-	Version   uint32        `json:"version"`
-	Class     string        `json:"class"`
-	Grade     string        `json:"grade"`
-	Used      uint32        `json:"used"`
-	UsedAt    event.Time    `json:"used_at"`
-	Issued    event.Time    `json:"issued_at"`
-	Expires   event.Time    `json:"expires_at"`
-	Revision  string        `json:"revision"`
-}
-
-// Lives says whether the session can still be used at now.
-func (b Brief) Lives(now time.Time) bool {
-	return !session.Session{State: b.State, Expires: b.Expires}.StateAt(now).Ended()
-}
-
 // Scan passes all sessions that match q to f, in no particular order: as many as there are, so it takes its time. Of q
 // it knows Principal, Secret, Device, From and Below. An error of f ends it.
 func (l *Ledger) Scan(ctx context.Context, q SessionQuery, f func(Brief) error) error {
 	var ended error
 	_, err := with(ctx, l, func(s Snapshot) (struct{}, error) {
 		return struct{}{}, s.Scan(ctx, q, func(r Row) error {
-			var b Brief
-			if err := json.Unmarshal(r.Value, &b); err != nil {
+			b, err := parseBrief(r.Value)
+			if err != nil {
 				return fmt.Errorf("%w: the session of event %d: %w", ErrTampered, r.Opened, err)
 			}
 			ended = f(b)
