@@ -288,7 +288,7 @@ type SessionQuery struct {
 	// From and Below select sessions that an event from index From on and below index Below opened. A Below of 0
 	// stands for no limit.
 	From, Below int64
-	Max           int    // at most MaxPage, which 0 stands for
+	Max         int // at most MaxPage, which 0 stands for
 }
 
 // MaxPage is the largest number of rows or events that one call returns.

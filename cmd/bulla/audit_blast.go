@@ -160,8 +160,14 @@ func printBlast(w io.Writer, b *bullav1.BlastRadius) error {
 	if len(rows) > 0 {
 		// 7 + 17 + 10 + 5 + 5 + 5 + 6 + 11 and seven gaps of two are 80.
 		columns := []show.Column{
-			{Title: "DO", Max: 7}, {Title: "SECRET", Max: 17}, {Title: "GRADE", Max: 10}, {Title: "GOT", Max: 5}, {Title: "LIVE", Max: 5},
-			{Title: "USES", Max: 5}, {Title: "OTHERS", Max: 6}, {Title: "LAST (UTC)", Max: 11},
+			{Title: "DO", Max: 7},
+			{Title: "SECRET", Max: 17},
+			{Title: "GRADE", Max: 10},
+			{Title: "GOT", Max: 5},
+			{Title: "LIVE", Max: 5},
+			{Title: "USES", Max: 5},
+			{Title: "OTHERS", Max: 6},
+			{Title: "LAST (UTC)", Max: 11},
 		}
 		fmt.Fprintln(w)
 		if err := show.Table(w, columns, rows); err != nil {

@@ -81,8 +81,13 @@ func TestQuestionsAgainstModel(t *testing.T) {
 		}
 	}
 	for _, about := range []*bullav1.About{
-		{Device: x.devices[0]}, {Device: x.devices[1]}, {Principal: rig.ID("p0").String()}, {Principal: rig.ID("never").String()},
-		{Revision: m.first.String()}, {Revision: x.revision.String()}, {Revision: x.revision.String(), Since: timestamppb.New(x.moment(m))},
+		{Device: x.devices[0]},
+		{Device: x.devices[1]},
+		{Principal: rig.ID("p0").String()},
+		{Principal: rig.ID("never").String()},
+		{Revision: m.first.String()},
+		{Revision: x.revision.String()},
+		{Revision: x.revision.String(), Since: timestamppb.New(x.moment(m))},
 	} {
 		x.compareBlast(m, about)
 	}
@@ -293,7 +298,9 @@ func (x *asked) look() told {
 	return m
 }
 
-func (x *asked) moment(m told) time.Time { return pick(x.random, m.times).Add(-time.Duration(x.random.IntN(2))) }
+func (x *asked) moment(m told) time.Time {
+	return pick(x.random, m.times).Add(-time.Duration(x.random.IntN(2)))
+}
 
 func inWindow(a *bullav1.About, at time.Time) bool {
 	return (a.GetSince() == nil || !at.Before(a.GetSince().AsTime())) && (a.GetUntil() == nil || at.Before(a.GetUntil().AsTime()))
