@@ -134,6 +134,7 @@ type Broker struct {
 	epochs     epoch.Keys // of the use shares of gated sessions
 	hub        *hub
 	orders     orders
+	asking     chan struct{} // a slot for each question that is being answered
 	resweep    resweep
 	reattests  reattests
 	shadow     shadow
@@ -200,7 +201,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		}
 	}
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
-	b.orders = newOrders()
+	b.orders, b.asking = newOrders(), make(chan struct{}, maxQuestions)
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
 	b.reattests = newReattests()
 	var err error

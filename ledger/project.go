@@ -108,8 +108,15 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.shadowEnded(b)
 	case event.TrustObserved:
 		return p.trustObserved(b)
-	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
-		event.RequestRefused, event.SignalRefused:
+	case event.DecisionDenied:
+		return p.denied(b.Principal, b.Decision.Signals)
+	case event.AttestationRefused:
+		return p.denied(b.Principal, nil)
+	case event.RefusalsCounted:
+		return p.denied(b.Principal, nil)
+	case event.RequestRefused:
+		return p.denied(b.Principal, nil)
+	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.OperationPermitted, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}
 	return refuse("no projection knows %T", ev.Body)
@@ -349,6 +356,9 @@ func (p projection) revisionActivated(b event.RevisionActivated) error {
 	}
 	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject, b.Rollback, b.Key, b.Report}
 	if err := put(p, KindRevision, b.Digest.String(), r); err != nil {
+		return err
+	}
+	if err := put(p, KindActivation, activationKey(b.Sequence), Activation{b.Sequence, b.Digest, p.seq - 1, p.time}); err != nil {
 		return err
 	}
 	return put(p, KindRevision, ActiveRevision, r)

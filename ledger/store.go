@@ -79,6 +79,10 @@ const (
 	KindShadow Kind = "shadow"
 	// KindTrust rows hold Trust, by the digest of the bundle.
 	KindTrust Kind = "trust"
+	// KindDenial rows hold Denial, by scope, value and index.
+	KindDenial Kind = "denial"
+	// KindActivation rows hold Activation, by sequence.
+	KindActivation Kind = "activation"
 )
 
 // Kinds lists the projections.
@@ -86,6 +90,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
 		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow, KindTrust,
+		KindDenial, KindActivation,
 	}
 }
 
@@ -104,6 +109,8 @@ type Row struct {
 	RowKey
 	Value []byte
 	Seq   int64
+	// Opened is set by Snapshot.Sessions: the index of the event that opened the session.
+	Opened int64
 	// Fault is set by Snapshot.Rows when the columns by which the store finds the row disagree with Value.
 	Fault string
 
@@ -252,6 +259,12 @@ type Snapshot interface {
 	// Sessions lists up to q.Max sessions that match, the newest first; what was due first comes first
 	// in a query by time.
 	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
+	// Scan passes all sessions that match to f, in an order that is the store's own; each row is good until f returns.
+	// Of q it knows Principal, Secret, Device, From and Below.
+	Scan(ctx context.Context, q SessionQuery, f func(Row) error) error
+	// Recipients passes each delivery of a secret, from index from on and below index below, to f: by principal, and
+	// for each by index.
+	Recipients(ctx context.Context, secret string, from, below int64, f func(principal string, index int64) error) error
 	// Events lists up to max events from index from, in order.
 	Events(ctx context.Context, from int64, max int) ([]Stored, error)
 	// Leaves is Events with nothing but index and leaf: the log integrates all of them all the time.
@@ -280,7 +293,10 @@ type SessionQuery struct {
 	// ReceiptBefore selects issued sessions whose receipt was due at or before it, and that live on.
 	ReceiptBefore time.Time
 	Before        string // session id: continue a listing below it; not for queries by time
-	Max           int    // at most MaxPage, which 0 stands for
+	// From and Below select sessions that an event from index From on and below index Below opened. A Below of 0
+	// stands for no limit.
+	From, Below int64
+	Max         int // at most MaxPage, which 0 stands for
 }
 
 // MaxPage is the largest number of rows or events that one call returns.

@@ -46,6 +46,9 @@ const (
 	ActionAuditTail      Action = "audit.tail"
 	ActionAuditExport    Action = "audit.export"
 	ActionAuditRebuild   Action = "audit.rebuild"
+	ActionAuditQuery     Action = "audit.query"
+	ActionAuditBlast     Action = "audit.blast-radius"
+	ActionSecretUsage    Action = "secret.usage"
 	ActionDoctor         Action = "doctor"
 	ActionShareList      Action = "share.list"
 	ActionShareShow      Action = "share.show"
@@ -61,7 +64,7 @@ func Actions() []Action {
 		ActionDeliver, ActionSecretPut, ActionSecretShow, ActionSecretList, ActionSessionList, ActionSessionShow,
 		ActionSessionRevoke, ActionDeviceEnroll, ActionDeviceList, ActionDeviceShow, ActionDeviceRevoke,
 		ActionPolicyPush, ActionPolicyPromote, ActionPolicyRollback, ActionPolicyShadow, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
-		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
+		ActionAuditExport, ActionAuditRebuild, ActionAuditQuery, ActionAuditBlast, ActionSecretUsage, ActionDoctor,
 		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject, ActionSessionProof,
 	}
 }

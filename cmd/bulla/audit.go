@@ -20,11 +20,12 @@ import (
 const maxKeyFile = 4 << 10
 
 func newAuditCommand(a *app) *cobra.Command {
-	return group("audit", "Follow, export and verify the record",
+	return group("audit", "Question, follow, export and verify the record",
 		"The broker records every decision and every change as an event, and commits to the events in a Merkle\n"+
 			"log with signed checkpoints. An export can be verified by anybody, without the broker.",
 		"  bulla audit export --out export/\n  bulla audit verify export/ --key log.pub",
-		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditCheckpointCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a))
+		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditCheckpointCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a),
+		newAuditQueryCommand(a), newAuditBlastCommand(a))
 }
 
 func newAuditVerifyCommand(a *app) *cobra.Command {

@@ -62,7 +62,7 @@ func scripts(t *testing.T, dir string) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"waitfile": waitFile, "as": as, "capture": capture, "copybundle": copyBundle, "narrow": narrow, "code": code, "raw": raw,
-			"gone": gone, "served": served,
+			"gone": gone, "served": served, "manual": manual,
 		},
 	})
 }

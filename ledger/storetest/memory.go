@@ -294,6 +294,7 @@ func (v memorySnapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]
 	out := make([]ledger.Row, min(len(found), ledger.MaxPage))
 	for i := range out {
 		out[i] = v.s.rows[ledger.RowKey{Kind: ledger.KindSession, Key: found[i].ID.String()}]
+		out[i].Opened = found[i].order
 	}
 	return out, ctx.Err()
 }
@@ -315,7 +316,46 @@ func (v memorySnapshot) matches(s indexedSession, q ledger.SessionQuery) bool {
 			return false
 		}
 	}
+	if s.order < q.From || q.Below > 0 && s.order >= q.Below {
+		return false
+	}
 	return q.Before == "" || s.order < v.s.sessions[q.Before].order
+}
+
+// Scan implements ledger.Snapshot.
+func (v memorySnapshot) Scan(ctx context.Context, q ledger.SessionQuery, f func(ledger.Row) error) error {
+	for id, s := range v.s.sessions {
+		if !v.matches(s, ledger.SessionQuery{Principal: q.Principal, Secret: q.Secret, Device: q.Device, From: q.From, Below: q.Below}) {
+			continue
+		}
+		row := v.s.rows[ledger.RowKey{Kind: ledger.KindSession, Key: id}]
+		if row.Opened = s.order; ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Recipients implements ledger.Snapshot.
+func (v memorySnapshot) Recipients(ctx context.Context, secret string, from, below int64, f func(string, int64) error) error {
+	var found []indexedSession
+	for _, s := range v.s.sessions {
+		if s.Secret == secret && s.order >= from && s.order < below {
+			found = append(found, s)
+		}
+	}
+	slices.SortFunc(found, func(a, b indexedSession) int {
+		return cmp.Or(strings.Compare(a.Principal, b.Principal), cmp.Compare(a.order, b.order))
+	})
+	for _, s := range found {
+		if err := f(s.Principal, s.order); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 func (v memorySnapshot) Events(ctx context.Context, from int64, max int) ([]ledger.Stored, error) {
