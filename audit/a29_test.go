@@ -27,14 +27,25 @@ func most(n, sample int) int {
 	if os.Getenv("BULLA_TEST_LONG") == "1" {
 		return n
 	}
+	if testing.Short() { // as under the race detector
+		sample = min(sample, 4)
+	}
 	return min(n, sample)
+}
+
+// entries is the size of the exports: a tenth where the tests are to be short.
+func entries() int {
+	if testing.Short() {
+		return a29Entries / 10
+	}
+	return a29Entries
 }
 
 // large is an export of a29Entries, on the disk and in memory.
 func large(t *testing.T) (dir string, files map[string][]byte, key proofs.Key) {
 	t.Helper()
 	s := newSigner(t)
-	dir = export(t, s, newLedger(t, s.Key(), a29Entries))
+	dir = export(t, s, newLedger(t, s.Key(), entries()))
 	return dir, readTree(t, dir), s.Key()
 }
 
@@ -99,7 +110,7 @@ func TestAbuse_A29_randomBits(t *testing.T) {
 // Whichever of 10,000 entries is removed, swapped with the next, or the first that is cut off: it is named.
 func TestAbuse_A29_eachEntry(t *testing.T) {
 	dir, files, key := large(t)
-	all := rand.New(rand.NewPCG(29, 29)).Perm(a29Entries)
+	all := rand.New(rand.NewPCG(29, 29)).Perm(entries())
 	edits := map[string]func(parts [][]byte, i int) [][]byte{
 		"removed": func(p [][]byte, i int) [][]byte { return slices.Delete(p, i, i+1) },
 		"swapped": func(p [][]byte, i int) [][]byte { p[i], p[i+1] = p[i+1], p[i]; return p },
@@ -113,7 +124,7 @@ func TestAbuse_A29_eachEntry(t *testing.T) {
 		"tile/entries": func(content []byte) [][]byte { return slices.Collect(slices.Chunk(content, entryWidth)) },
 	}
 	for _, index := range all[:most(a29Entries, 4)] {
-		tile := tiles.At(a29Entries, 0, int64(index/tiles.Width))
+		tile := tiles.At(int64(entries()), 0, int64(index/tiles.Width))
 		for kind, cut := range split {
 			name := tile.EventsPath()
 			if kind == "tile/entries" {
