@@ -49,6 +49,12 @@ var bodies = []event.Body{
 	event.SessionsWiped{},
 	event.AttestationDemanded{},
 	event.RevisionSwept{},
+	event.RevisionStaged{},
+	event.RevisionProposed{},
+	event.ShadowStarted{},
+	event.ShadowDiffered{},
+	event.ShadowEnded{},
+	event.TrustObserved{},
 }
 
 func carriesDecision(kind event.Type) bool {

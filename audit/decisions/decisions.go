@@ -17,6 +17,7 @@ var (
 	permits = []policy.Effect{policy.Permit}
 	refuses = []policy.Effect{policy.Deny, policy.StepUp}
 	stepsUp = []policy.Effect{policy.StepUp}
+	every   = []policy.Effect{policy.Permit, policy.Deny, policy.StepUp}
 )
 
 // Secret is what the record knows of a secret.
@@ -118,6 +119,12 @@ func (r *Reader) of(e event.Event) []replay.Recorded {
 			Principal: b.Principal, Count: b.Count,
 			Gap: fmt.Sprintf("%d refusals of the limiter (%s) were counted and not recorded one by one", b.Count, b.Limit),
 		}}
+	case event.RevisionProposed:
+		if b.By != nil {
+			return []replay.Recorded{recorded(*b.By, e.Subject, stepsUp)}
+		}
+	case event.ShadowDiffered: // what held, whatever the shadow would have said
+		return []replay.Recorded{recorded(b.Decision, e.Subject, every)}
 	case event.SessionsRevoked:
 		return r.redecided(b)
 	}
@@ -148,6 +155,12 @@ func administrative(e event.Event) []replay.Recorded {
 	case event.RevocationOrdered:
 		by = b.By
 	case event.RevisionSwept:
+		by = b.By
+	case event.RevisionStaged:
+		by = b.By
+	case event.ShadowStarted:
+		by = b.By
+	case event.ShadowEnded:
 		by = b.By
 	}
 	if by == nil {
