@@ -44,6 +44,9 @@ var bodies = []Body{
 	SessionsWiped{},
 	AttestationDemanded{},
 	RevisionSwept{},
+	SubjectErased{},
+	HoldPlaced{},
+	HoldReleased{},
 }
 
 var registry = func() map[Type]reflect.Type {
