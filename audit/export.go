@@ -112,7 +112,12 @@ func (x *exporter) add(r Record, index int64) error {
 	if r.Index != index {
 		return fmt.Errorf("%w: expected event %d and got %d", ErrGap, index, r.Index)
 	}
-	if _, err := event.Decode(r.Encoding); err != nil {
+	if r.Erased != 0 {
+		if r.Erased <= index || r.Erased >= x.checkpoint.Size {
+			return faultAt("events", index, "it is said to be erased by event %d, which is none of the export that comes later", r.Erased)
+		}
+		x.list.erased++
+	} else if _, err := event.Decode(r.Encoding); err != nil {
 		return faultAt("events", index, "%v", err)
 	}
 	leaf := r.Leaf().Bytes()
@@ -166,7 +171,7 @@ func (x *exporter) finish() (Manifest, error) {
 	if x.list.checkpoint, err = x.write(checkpointName, x.cfg.Checkpoint); err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Files: x.list.files()}
+	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Erased: x.list.erased, Files: x.list.files()}
 	raw, err := m.Encode()
 	if err != nil {
 		return Manifest{}, err

@@ -14,6 +14,8 @@ import (
 const (
 	// ExportFormat names the layout of an export.
 	ExportFormat = "bulla-export/v1"
+	// ErasedFormat names the layout of one in which some events were erased. It is only used where there are any.
+	ErasedFormat = "bulla-export/v2"
 
 	manifestName = "manifest"
 	maxManifest  = 1 << 28 // room for about 400 million entries
@@ -35,6 +37,7 @@ type Manifest struct {
 	Origin string
 	Size   int64
 	Root   proofs.Hash
+	Erased int64  // events that were erased
 	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events
 }
 
@@ -45,6 +48,7 @@ type manifestHead struct {
 	Origin       string      `json:"origin"`
 	Size         int64       `json:"size"`
 	Root         proofs.Hash `json:"root"`
+	Erased       int64       `json:"erased,omitempty"`
 }
 
 type manifestWhole struct {
@@ -54,7 +58,11 @@ type manifestWhole struct {
 
 // Encode returns the canonical encoding: one JSON object, with a line for each file.
 func (m Manifest) Encode() ([]byte, error) {
-	head, err := event.Marshal(manifestHead{ExportFormat, event.Version, m.Origin, m.Size, m.Root})
+	format := ExportFormat
+	if m.Erased != 0 {
+		format = ErasedFormat
+	}
+	head, err := event.Marshal(manifestHead{format, event.Version, m.Origin, m.Size, m.Root, m.Erased})
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest: %w", err)
 	}
@@ -85,10 +93,10 @@ func ParseManifest(data []byte) (Manifest, error) {
 	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
 	}
-	if w.Format != ExportFormat || w.EventVersion != event.Version {
-		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
+	if w.Format != ExportFormat && w.Format != ErasedFormat || w.EventVersion != event.Version || w.Erased < 0 {
+		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q and %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, ErasedFormat, event.Version)
 	}
-	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Files: w.Files}
+	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Erased: w.Erased, Files: w.Files}
 	again, err := m.Encode()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
@@ -105,6 +113,7 @@ type listing struct {
 	tiles      [][]File // by level
 	entries    []File
 	events     []File
+	erased     int64
 }
 
 func newListing(size int64) *listing {

@@ -146,6 +146,7 @@ func sessionReply(s session.Session, now time.Time) *bullav1.Session {
 		IssuedAt: stamp(s.Issued), ExpiresAt: stamp(s.Expires), RevokedAt: stamp(s.RevokedAt), ConfirmedAt: stamp(s.ConfirmedAt),
 		EndedAt: stamp(s.EndedAt), Reason: s.Reason, Instance: s.Instance, Device: s.Device, Suite: s.Suite,
 		EnvelopeDigest: s.EnvelopeDigest.String(), Revision: s.Revision.String(), Uses: s.Uses, Used: s.Used, Offline: s.Offline, Ahead: s.Ahead,
+		Erased: s.Erased,
 	}
 }
 

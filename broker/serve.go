@@ -68,6 +68,7 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
+	bullav1.RegisterErasuresServer(s, erasures{Broker: b})
 	healthpb.RegisterHealthServer(s, health{Broker: b})
 	return s
 }

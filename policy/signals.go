@@ -49,6 +49,9 @@ const (
 	ActionShareFetch    Action = "share.fetch"
 	ActionShareApprove  Action = "share.approve"
 	ActionShareReject   Action = "share.reject"
+	ActionAuditErase    Action = "audit.erase"
+	ActionAuditHold     Action = "audit.hold"
+	ActionAuditHolds    Action = "audit.holds"
 )
 
 // Actions returns every action, in the order above.
@@ -59,6 +62,7 @@ func Actions() []Action {
 		ActionPolicyPush, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
 		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
 		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject,
+		ActionAuditErase, ActionAuditHold, ActionAuditHolds,
 	}
 }
 

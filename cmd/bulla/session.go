@@ -62,6 +62,7 @@ type sessionDetails struct {
 	Ahead          uint32  `json:"ahead"`
 	Standing       string  `json:"standing"` // who has noticed a revocation: confirmed, not yet, offline; "" otherwise
 	WipedAt        *string `json:"wiped_at"`
+	Erased         *int64  `json:"erased"` // index of the event that erased it; null: it was not
 }
 
 func newSessionDetails(s *bullav1.Session) sessionDetails {
@@ -70,6 +71,9 @@ func newSessionDetails(s *bullav1.Session) sessionDetails {
 		Device: s.GetDevice(), Suite: s.GetSuite(), EnvelopeDigest: s.GetEnvelopeDigest(), PolicyDigest: s.GetRevision(),
 		Offline: s.GetOffline(), Ahead: s.GetAhead(),
 		Standing: s.GetStanding(), WipedAt: momentOrNull(s.GetWipedAt()),
+	}
+	if at := s.GetErased(); at != 0 {
+		d.Erased = &at
 	}
 	if n := s.GetUses(); n > 0 {
 		d.Uses = &n
@@ -95,6 +99,13 @@ func usesOf(s *bullav1.Session) string {
 
 func (a *app) printSession(s *bullav1.Session) error {
 	return a.print(newSessionDetails(s), func(w io.Writer) error {
+		if at := s.GetErased(); at != 0 {
+			return show.Fields(w, []show.Field{
+				{Name: "session", Value: s.GetId()},
+				{Name: "state", Value: s.GetState()},
+				{Name: "erased", Value: fmt.Sprintf("by event %d", at)},
+			})
+		}
 		return show.Fields(w, []show.Field{
 			{Name: "session", Value: s.GetId()},
 			{Name: "state", Value: s.GetState()},

@@ -102,8 +102,15 @@ func (c *checkpointer) truncate() bool {
 	if c.s.usable() != nil {
 		return false
 	}
+	// Commits wait meanwhile, so it must not wait for snapshots.
+	_, err := c.s.w.conn.ExecContext(context.Background(), "PRAGMA busy_timeout(0)")
 	var busy, log, moved int
-	_, err := c.s.w.scan(sqlTruncate, nil, &busy, &log, &moved)
+	if err == nil {
+		_, err = c.s.w.scan(sqlTruncate, nil, &busy, &log, &moved)
+	}
+	if _, restore := c.s.w.conn.ExecContext(context.Background(), "PRAGMA "+busyTimeout); err == nil {
+		err = restore
+	}
 	if err != nil && !harmless(err) {
 		c.s.broken = fmt.Errorf("checkpoint: %w: %w", ledger.ErrBroken, err)
 	}
