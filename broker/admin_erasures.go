@@ -55,7 +55,7 @@ func (s erasures) Erase(in *bullav1.EraseRequest, out grpc.ServerStreamingServer
 	}
 	report := &bullav1.EraseReply{Report: true}
 	for try := 1; ; try++ {
-		plan, err := s.ledger.PlanErasure(ctx, ledger.EraseQuery{Subject: subject.String()}, s.now(), progress)
+		plan, err := s.ledger.PlanErasure(ctx, ledger.EraseQuery{Subject: subject.String(), Again: try > 1}, s.now(), progress)
 		if errors.Is(err, ledger.ErrTampered) {
 			s.logger.Error("nothing was erased: the state is not what the events make of it", "error", err)
 			return refuse(codes.FailedPrecondition, checkLedger, "the state is not what the events make of it, and nothing is erased then: run `bulla audit rebuild --check`")

@@ -16,6 +16,8 @@ import (
 type EraseQuery struct {
 	Subject string    // all that lies under this subject's keys; "": of everybody
 	Before  time.Time // what is over since before it; zero: whatever is over
+	// Again says that this was planned before, and overtaken: what the subject did since stays.
+	Again bool
 }
 
 // ErasePlan is what can be erased, as one snapshot showed it.
@@ -35,13 +37,14 @@ const maxKept = 100
 // ErrTampered. It commits nothing.
 //
 // What lies under one key goes together or stays: it stays while one of its sessions is live or newer than q.Before, or
-// under a legal hold, or while an event is among it that has to stay.
+// under a legal hold, or while an event is among it that has to stay. What comes while an erasure is planned is not
+// part of it.
 func (l *Ledger) PlanErasure(ctx context.Context, q EraseQuery, now time.Time, progress func(done, total int64)) (ErasePlan, error) {
-	if q.Subject != "" {
+	if q.Subject != "" && !q.Again {
 		l.subjects.renew(q.Subject) // so that what comes meanwhile lies under a key of its own
 	}
 	return with(ctx, l, func(snap Snapshot) (ErasePlan, error) {
-		p := planner{q: q, now: now, volumes: map[string]*volume{}, sessions: map[event.ID]*planned{}}
+		p := planner{q: q, now: now, inUse: l.subjects.inUse, volumes: map[string]*volume{}, sessions: map[event.ID]*planned{}}
 		c := newChecker(snap, l.keys, progress)
 		c.watch, c.read = p.see, p.finish
 		report, err := c.run(ctx)
@@ -65,6 +68,7 @@ func (l *Ledger) PlanErasure(ctx context.Context, q EraseQuery, now time.Time, p
 type planner struct {
 	q        EraseQuery
 	now      time.Time
+	inUse    func(key string) bool
 	volumes  map[string]*volume // by key
 	sessions map[event.ID]*planned
 	plan     ErasePlan
@@ -145,6 +149,9 @@ func (p *planner) finish(c *checker) {
 	slices.SortFunc(order, func(a, b *volume) int { return cmp.Compare(a.erased.Indexes[0], b.erased.Indexes[0]) })
 	goes := map[*volume]bool{}
 	for _, v := range order {
+		if p.inUse(v.erased.Key) {
+			continue
+		}
 		p.judge(v, goes, c)
 		if v.stays == "" {
 			v.rest(c)

@@ -109,6 +109,13 @@ func (s *subjectKeys) forget(name string) {
 	}
 }
 
+// inUse reports whether events are sealed under the key with this name.
+func (s *subjectKeys) inUse(name string) bool {
+	s.Lock()
+	defer s.Unlock()
+	return s.m[event.SubjectOf(name)].name == name
+}
+
 // renew gives the subject a new key for what comes next.
 func (s *subjectKeys) renew(subject string) {
 	s.Lock()

@@ -231,6 +231,9 @@ func (b *batch) subject(r *ledger.Record) error {
 	if r.Subject == "" {
 		return nil
 	}
+	if _, gone := b.destroyed[r.Subject]; gone {
+		return fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
+	}
 	wrapped, ok := b.subjects[r.Subject]
 	if !ok {
 		var err error

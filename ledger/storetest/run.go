@@ -21,6 +21,7 @@ func Run(t *testing.T, open func(t testing.TB) ledger.Store) {
 		"Counters": (*suite).counters, "Requests": (*suite).requests, "Blobs": (*suite).blobs, "SubjectKeys": (*suite).subjects,
 		"RefusedLeavesNothing": (*suite).refused, "SessionQueries": (*suite).queries, "SnapshotStays": (*suite).snapshot,
 		"EventIDsOnce": (*suite).eventIDs, "RecoverKeepsAll": (*suite).recovers, "Listing": (*suite).listing, "Closed": (*suite).closed,
+		"Erasures": (*suite).erasures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(&suite{t, open(t)})
