@@ -77,6 +77,7 @@ type Config struct {
 	// HoldShare and HoldMinimum say when the end of sessions by a new revision waits for somebody's word: where it
 	// would be more than so many per cent of those that live, and at least so many. 0: 20 %, 10 sessions.
 	HoldShare, HoldMinimum int
+	Retention              Retention
 	Now                    func() time.Time // nil: time.Now
 	Log                    *slog.Logger     // nil: silent
 }
@@ -128,6 +129,7 @@ type Broker struct {
 	orders    orders
 	resweep   resweep
 	reattests reattests
+	retention Retention
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -183,6 +185,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
 	b.orders = newOrders()
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
+	b.retention = c.Retention
 	b.reattests = newReattests()
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {

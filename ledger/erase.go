@@ -185,7 +185,7 @@ func (p *planner) judge(v *volume, goes map[*volume]bool, c *checker) {
 		switch {
 		case !s.State.Ended() || s.State == session.Exhausted && p.now.Before(s.Expires.Time()):
 			v.stay("session %s is live: it is %s until %s", id, s.State, s.Expires)
-		case !p.q.Before.IsZero() && (!s.EndedAt.Time().Before(p.q.Before) || !s.Expires.Time().Before(p.q.Before)):
+		case !p.q.Before.IsZero() && (!s.EndedAt.Time().Before(p.q.Before) || s.State == session.Exhausted && !s.Expires.Time().Before(p.q.Before)):
 			v.stay("session %s ended at %s", id, s.EndedAt)
 		}
 		held(event.BySecret, s.Secret)

@@ -47,6 +47,8 @@ type Config struct {
 	Proxies []string `yaml:"proxies"`
 	// Place says by what the places of addresses are known.
 	Place Place `yaml:"place"`
+	// Retention says when the record of what is over is erased.
+	Retention Retention `yaml:"retention"`
 }
 
 // SPIFFE says where the broker's identity comes from: a Workload API, or PEM files.
@@ -72,6 +74,21 @@ type Policy struct {
 type Place struct {
 	MMDB string `yaml:"mmdb"`
 }
+
+// Retention erases what is over for more than Days, once an export that holds it lies verified in ExportDir. 0: never.
+type Retention struct {
+	Days      int    `yaml:"days"`
+	ExportDir string `yaml:"export_dir"`
+}
+
+func (r Retention) validate(fault func(key, format string, args ...any)) {
+	if r.Days < 0 || r.Days > maxRetentionDays || (r.Days > 0) != (r.ExportDir != "") {
+		fault("retention", "days (1 to %d) and export_dir are needed together: nothing is erased that was not exported", maxRetentionDays)
+	}
+}
+
+// maxRetentionDays is a hundred years.
+const maxRetentionDays = 36_525
 
 // Keyring says what wraps the keys at rest: exactly one of the two.
 type Keyring struct {
@@ -124,7 +141,7 @@ func Load(path string) (Config, error) {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
 	for _, p := range append(c.factorFiles(),
-		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
+		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB, &c.Retention.ExportDir,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
@@ -163,6 +180,7 @@ func (c Config) Validate() error {
 	c.Keyring.validate(fault)
 	c.Factors.validate(fault)
 	c.Signals.validate(fault)
+	c.Retention.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -155,6 +155,7 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
+		Retention: broker.Retention{Age: time.Duration(cfg.Retention.Days) * 24 * time.Hour, ExportDir: cfg.Retention.ExportDir},
 	})
 	return err
 }

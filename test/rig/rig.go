@@ -275,7 +275,7 @@ func (r *Rig) Dial(cfg *tls.Config) *grpc.ClientConn {
 	return conn
 }
 
-// Events returns all events of the ledger, through the auditor's tail.
+// Events returns all events of the ledger that can be read, through the auditor's tail.
 func (r *Rig) Events() []event.Event {
 	r.t.Helper()
 	stream, err := bullav1.NewAuditClient(r.Client("auditor").Conn()).Tail(r.t.Context(), &bullav1.TailRequest{})
@@ -287,6 +287,9 @@ func (r *Rig) Events() []event.Event {
 		got, err := stream.Recv()
 		if err != nil {
 			break
+		}
+		if got.GetErased() != 0 {
+			continue
 		}
 		e, err := event.Decode(got.GetEvent())
 		if err != nil {
