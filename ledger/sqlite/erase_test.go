@@ -71,10 +71,15 @@ func TestErasedBytesAreGone(t *testing.T) {
 		e.Reason = "test"
 		storetest.Commit(t, l, storetest.Plain("", e))
 	}
-	started := time.Now()
-	storetest.Commit(t, l, storetest.Issue(storetest.Start, time.Hour, 0))
-	if took := time.Since(started); took > 4*time.Second {
-		t.Errorf("a commit waited %s for a snapshot to be closed", took)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 25 { // the log can't be emptied, which nobody waits for
+		started := time.Now()
+		storetest.Commit(t, l, storetest.Issue(storetest.Start, time.Hour, 0))
+		if took := time.Since(started); took > 4*time.Second {
+			t.Errorf("a commit waited %s for a snapshot to be closed", took)
+		}
+		<-tick.C
 	}
 	if err := old.Close(); err != nil {
 		t.Fatal(err)
@@ -93,7 +98,7 @@ func TestErasedBytesAreGone(t *testing.T) {
 			}
 			break
 		}
-		storetest.Commit(t, l, storetest.Issue(storetest.Start, time.Hour, 0)) // life goes on
+		<-tick.C
 	}
 	storetest.MustCheck(t, l)
 }
