@@ -97,14 +97,19 @@ func faultAt(file string, index int64, format string, args ...any) *Fault {
 
 func faultIn(file, format string, args ...any) *Fault { return faultAt(file, -1, format, args...) }
 
-// OpenReply finds the digest that a leaf's second commitment hides, for a store that keeps only its salt: that of the
-// envelope in a session.issued event, or none.
+// OpenReply finds the digest that a leaf's second commitment hides, by the salt that opens it: that of the envelope in the
+// events that deliver one, or none. It is how a salt that the recipient kept is held against the record: the event has to
+// name the envelope that the recipient got.
 func OpenReply(leaf event.Leaf, salt event.Salt, body event.Body) (event.Digest, error) {
-	if b, ok := body.(event.SessionIssued); ok && event.CommitReply(b.EnvelopeDigest, salt) == leaf.Reply {
-		return b.EnvelopeDigest, nil
+	var delivered event.Digest
+	switch b := body.(type) {
+	case event.SessionIssued:
+		delivered = b.EnvelopeDigest
+	case event.ShareIssued:
+		delivered = b.EnvelopeDigest
 	}
-	if event.CommitReply(event.Digest{}, salt) == leaf.Reply {
-		return event.Digest{}, nil
+	if event.CommitReply(delivered, salt) == leaf.Reply {
+		return delivered, nil
 	}
 	return event.Digest{}, fmt.Errorf("%w: the reply that the leaf of a %s event commits to is not the one that the event records", proofs.ErrVerification, body.EventType())
 }

@@ -52,11 +52,11 @@ func TestErasedExport(t *testing.T) {
 		if fault != nil || r.Erased != int64(len(gone)) || !strings.Contains(r.Summary, "4 of them erased") {
 			t.Errorf("%d entries: %+v, %v", n, r, fault)
 		}
-		if raw := readTree(t, dir)[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+ErasedFormat) {
+		if raw := readTree(t, dir)[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+erasedFormat) {
 			t.Errorf("manifest %.60s", raw)
 		}
 	}
-	if raw := readTree(t, export(t, s, newLedger(t, s.Key(), 20)))[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+ExportFormat) || strings.Contains(string(raw), "erased") {
+	if raw := readTree(t, export(t, s, newLedger(t, s.Key(), 20)))[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+exportFormatOld) || strings.Contains(string(raw), "erased") {
 		t.Errorf("manifest without erased entries %.60s", raw)
 	}
 }

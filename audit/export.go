@@ -19,12 +19,19 @@ type ExportConfig struct {
 	Checkpoint []byte // signed; its size says how many events are exported
 	Key        proofs.Key
 	Events     EventSource
+	// Revisions gives the archive of a policy revision that the events activate, so that whoever has the export can
+	// judge its decisions again. nil: the export has none, and is of the layout that could not have them.
+	Revisions func(ctx context.Context, digest event.Digest) ([]byte, error)
+	// Witnessed is a checkpoint of the same log, of at most that size, with the cosignatures of witnesses; nil: none. It
+	// has to be a prefix of what is exported.
+	Witnessed []byte
 	// Progress, if set, is called with the number of events written so far and that of all.
 	Progress func(done, total int64)
 }
 
 // Export writes the log up to a checkpoint into a new directory: checkpoint, tile/… with hashes and entries as in
-// C2SP tlog-tiles, events/… with what opens their commitments, and manifest. The directory appears only
+// C2SP tlog-tiles, events/… with what opens their commitments, revision/… with the policy
+// bundles that they activate, and manifest. The directory appears only
 // when it is complete, readable by its owner alone; it is not synced to stable storage. Events that do not make the
 // tree that the checkpoint signs give proofs.ErrVerification.
 //
@@ -68,6 +75,7 @@ type exporter struct {
 	tree       levels
 	list       *listing
 	made       string // the last directory that was made
+	revisions  revisions
 
 	// The bundle under way.
 	hashes  []proofs.Hash
@@ -104,7 +112,31 @@ func (x *exporter) run(ctx context.Context) (Manifest, error) {
 	if root := x.tree.root(size, rest); root != x.checkpoint.Root {
 		return Manifest{}, faultIn(checkpointName, "the events make a log with root %s, the checkpoint signs %s", root, x.checkpoint.Root)
 	}
+	if err := x.archives(ctx); err != nil {
+		return Manifest{}, err
+	}
+	if x.cfg.Witnessed != nil {
+		if err := x.witnessed(rest); err != nil {
+			return Manifest{}, err
+		}
+	}
 	return x.finish()
+}
+
+// witnessed writes the cosigned checkpoint, if it is one of the log that is exported. rest are the hashes after the last
+// full bundle.
+func (x *exporter) witnessed(rest []proofs.Hash) error {
+	at, _, err := x.cfg.Key.OpenCosigned(x.cfg.Witnessed, nil)
+	if err != nil {
+		return faultIn(witnessedName, "%s", reason(err))
+	}
+	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(x.dir, filepath.FromSlash(name))) }
+	if err := extends(witnessedName, at, x.checkpoint.Size, x.tree, rest, read); err != nil {
+		return err
+	}
+	f, err := x.write(witnessedName, x.cfg.Witnessed)
+	x.list.witnessed = &f
+	return err
 }
 
 // add puts r, which has to be the record at index, into the bundle under way.
@@ -117,7 +149,7 @@ func (x *exporter) add(r Record, index int64) error {
 			return faultAt("events", index, "it is said to be erased by event %d, which is none of the export that comes later", r.Erased)
 		}
 		x.list.erased++
-	} else if _, err := event.Decode(r.Encoding); err != nil {
+	} else if err := x.read(r); err != nil {
 		return faultAt("events", index, "%v", err)
 	}
 	leaf := r.Leaf().Bytes()
@@ -131,6 +163,18 @@ func (x *exporter) add(r Record, index int64) error {
 	}
 	x.tree.add(fold(x.hashes))
 	return x.flush()
+}
+
+// read notes what the event says that the export has to hold beside it.
+func (x *exporter) read(r Record) error {
+	e, err := event.Decode(r.Encoding)
+	if err != nil {
+		return err
+	}
+	if activated, ok := e.Body.(event.RevisionActivated); ok {
+		x.revisions.note(activated.Digest)
+	}
+	return nil
 }
 
 // flush writes the files of the bundle under way and starts the next one.
@@ -171,7 +215,7 @@ func (x *exporter) finish() (Manifest, error) {
 	if x.list.checkpoint, err = x.write(checkpointName, x.cfg.Checkpoint); err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Erased: x.list.erased, Files: x.list.files()}
+	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Erased: x.list.erased, Files: x.list.files(), Revisions: x.cfg.Revisions != nil}
 	raw, err := m.Encode()
 	if err != nil {
 		return Manifest{}, err

@@ -113,6 +113,7 @@ func FuzzManifest(f *testing.F) {
 	}
 	f.Add(raw)
 	f.Add([]byte(`{"format":"bulla-export/v1"}`))
+	f.Add([]byte(`{"format":"bulla-export/v2"}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		m, err := ParseManifest(data)
 		if err != nil {

@@ -22,6 +22,7 @@ import (
 const (
 	hashesName     = "hashes"
 	checkpointName = "checkpoint"
+	witnessedName  = "witnessed"
 
 	// chunk is how many leaves go into one checkpoint at most, so that a long way to catch up is
 	// gone in steps that each last.

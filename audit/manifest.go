@@ -12,10 +12,11 @@ import (
 )
 
 const (
-	// ExportFormat names the layout of an export.
-	ExportFormat = "bulla-export/v1"
-	// ErasedFormat names the layout of one in which some events were erased. It is only used where there are any.
-	ErasedFormat = "bulla-export/v2"
+	// ExportFormat names the layout of an export with the archives of its revisions, and entries that may be erased.
+	ExportFormat = "bulla-export/v2"
+	// erasedFormat is the same without the archives, exportFormatOld without erased entries as well. Both are read.
+	erasedFormat    = "bulla-export/v3"
+	exportFormatOld = "bulla-export/v1"
 
 	manifestName = "manifest"
 	maxManifest  = 1 << 28 // room for about 400 million entries
@@ -38,7 +39,9 @@ type Manifest struct {
 	Size   int64
 	Root   proofs.Hash
 	Erased int64  // events that were erased
-	Files  []File // all but the manifest: checkpoint, tiles by level, entries, events
+	Files  []File // all but the manifest: checkpoint, witnessed if there is one, tiles by level, entries, events, revisions
+	// Revisions says that the archives of the revisions that the events activate are there.
+	Revisions bool
 }
 
 // manifestHead is the first line of a manifest, manifestWhole all of it.
@@ -59,8 +62,12 @@ type manifestWhole struct {
 // Encode returns the canonical encoding: one JSON object, with a line for each file.
 func (m Manifest) Encode() ([]byte, error) {
 	format := ExportFormat
-	if m.Erased != 0 {
-		format = ErasedFormat
+	switch {
+	case m.Revisions:
+	case m.Erased != 0:
+		format = erasedFormat
+	default:
+		format = exportFormatOld
 	}
 	head, err := event.Marshal(manifestHead{format, event.Version, m.Origin, m.Size, m.Root, m.Erased})
 	if err != nil {
@@ -93,10 +100,11 @@ func ParseManifest(data []byte) (Manifest, error) {
 	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
 	}
-	if w.Format != ExportFormat && w.Format != ErasedFormat || w.EventVersion != event.Version || w.Erased < 0 {
-		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q and %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, ErasedFormat, event.Version)
+	known := w.Format == ExportFormat || w.Format == erasedFormat || w.Format == exportFormatOld
+	if !known || w.EventVersion != event.Version || w.Erased < 0 {
+		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
 	}
-	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Erased: w.Erased, Files: w.Files}
+	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Erased: w.Erased, Files: w.Files, Revisions: w.Format == ExportFormat}
 	again, err := m.Encode()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
@@ -110,9 +118,11 @@ func ParseManifest(data []byte) (Manifest, error) {
 // listing collects the files of an export while they are written or read. Its order is that of the manifest.
 type listing struct {
 	checkpoint File
+	witnessed  *File    // nil: there is none
 	tiles      [][]File // by level
 	entries    []File
 	events     []File
+	revisions  []File // by digest
 	erased     int64
 }
 
@@ -123,11 +133,15 @@ func newListing(size int64) *listing {
 // files returns all files in the order of the manifest.
 func (l *listing) files() []File {
 	all := []File{l.checkpoint}
+	if l.witnessed != nil {
+		all = append(all, *l.witnessed)
+	}
 	for _, level := range l.tiles {
 		all = append(all, level...)
 	}
 	all = append(all, l.entries...)
-	return append(all, l.events...)
+	all = append(all, l.events...)
+	return append(all, l.revisions...)
 }
 
 // listed is the entry of a file with this content.

@@ -12,6 +12,7 @@ import (
 	"path"
 	"runtime"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
@@ -25,8 +26,13 @@ type VerifyOptions struct {
 	// Against is a signed checkpoint of the same log that the auditor got in another way. The export must hold at least
 	// its entries, unchanged.
 	Against []byte
+	// Witnesses have to have cosigned the log, all of them: the export's own witnessed checkpoint, or Against.
+	Witnesses []proofs.WitnessKey
 	// Progress, if set, is called with the number of entries verified so far and that of all.
 	Progress func(done, total int64)
+	// Event, if set, gets each event, in the order of their indexes, as soon as it is found to be what its leaf commits
+	// to. Whether the log's key signed that leaf is only known when Verify returns. An error ends the verification.
+	Event func(index int64, e event.Event) error
 }
 
 // Report is what a successful verification showed.
@@ -37,6 +43,10 @@ type Report struct {
 	Files   int    `json:"files"` // the manifest included
 	Bytes   int64  `json:"bytes"`
 	Against *int64 `json:"against"` // size of the checkpoint that it was compared with, or null
+	// Witnessed is the size of the checkpoint in the export that carries cosignatures, or null; Witnesses are the
+	// cosignatures of those that were asked for.
+	Witnessed *int64               `json:"witnessed"`
+	Witnesses []proofs.Cosignature `json:"witnesses"`
 	// Erased is how many entries can't be read, each by an event of the log that says so.
 	Erased int64 `json:"erased"`
 	// ManifestSHA256 stands for every byte of the export.
@@ -79,11 +89,15 @@ type verifier struct {
 	tree        levels        // computed from the entries
 	rest        []proofs.Hash // of the leaves in the last, partial bundle
 	history     *history
+	revisions   revisions            // of the events
+	witnessed   *proofs.Checkpoint   // in the export; nil: none
+	older       *proofs.Checkpoint   // of the auditor; nil: none
+	cosigned    []proofs.Cosignature // of both
 }
 
 func (v *verifier) run(ctx context.Context) (Report, error) {
 	steps := []func(context.Context) error{
-		v.readHead, v.walk, v.bundles, v.settled, v.upperTiles, v.against, v.compareManifest,
+		v.readHead, v.walk, v.bundles, v.settled, v.upperTiles, v.archives, v.readWitnessed, v.against, v.compareManifest, v.witnesses,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -142,7 +156,7 @@ func (v *verifier) walk(ctx context.Context) error {
 				return faultIn(name, "a directory that does not belong to an export of %d entries", v.checkpoint.Size)
 			}
 			return nil
-		case name != checkpointName && name != manifestName && !tiles.Has(v.checkpoint.Size, name):
+		case name != checkpointName && name != manifestName && name != witnessedName && !tiles.Has(v.checkpoint.Size, name) && !v.mayBeArchive(name):
 			return faultIn(name, "a file that does not belong to an export of %d entries", v.checkpoint.Size)
 		}
 		return nil
@@ -152,6 +166,9 @@ func (v *verifier) walk(ctx context.Context) error {
 // directories returns the directories that the export has.
 func (v *verifier) directories() map[string]struct{} {
 	needed := map[string]struct{}{".": {}}
+	if v.manifest.Revisions {
+		needed[revisionsDir] = struct{}{}
+	}
 	last := "" // of consecutive files most share a directory
 	note := func(file string) {
 		dir := path.Dir(file)
@@ -262,6 +279,15 @@ func (v *verifier) take(b bundle) error {
 		if err := v.history.add(e, b.erased[index]); err != nil {
 			return v.blamed(b.tile, index, err)
 		}
+		if activated, ok := e.Body.(event.RevisionActivated); ok {
+			v.revisions.note(activated.Digest)
+		}
+		if v.opts.Event == nil {
+			continue
+		}
+		if err := v.opts.Event(b.tile.First()+int64(i), e); err != nil {
+			return err
+		}
 	}
 	v.list.erased += int64(len(b.erased))
 	v.list.tiles[0] = append(v.list.tiles[0], b.hashFile)
@@ -348,37 +374,83 @@ func (v *verifier) rewritten(claimed levels) *Fault {
 	return faultIn(checkpointName, "it signs the root %s, the entries make %s", v.checkpoint.Root, v.tree.root(size, v.rest))
 }
 
+// readWitnessed reads the checkpoint with cosignatures, if the export has one.
+func (v *verifier) readWitnessed(context.Context) error {
+	if _, err := v.root.Lstat(witnessedName); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	raw, err := v.read(witnessedName, proofs.MaxCosigned)
+	if err != nil {
+		return err
+	}
+	at, sigs, err := v.key.OpenCosigned(raw, v.opts.Witnesses)
+	if err != nil {
+		return faultIn(witnessedName, "%s", reason(err))
+	}
+	if err := v.extends(witnessedName, at); err != nil {
+		return err
+	}
+	f := listed(witnessedName, raw)
+	v.list.witnessed, v.witnessed, v.cosigned = &f, &at, append(v.cosigned, sigs...)
+	return nil
+}
+
 // against compares with the checkpoint that the auditor had.
 func (v *verifier) against(context.Context) error {
 	if v.opts.Against == nil {
 		return nil
 	}
-	old, err := v.key.Open(v.opts.Against)
+	old, sigs, err := v.key.OpenCosigned(v.opts.Against, v.opts.Witnesses)
 	if err != nil {
 		return faultIn(checkpointName, "the checkpoint to compare with can't be used: %s", reason(err))
 	}
-	if old.Size > v.checkpoint.Size {
-		return faultAt(checkpointName, v.checkpoint.Size, "the export ends before this entry, but the log had %d already: its tail was cut, or it is older than the checkpoint to compare with", old.Size)
+	if err := v.extends(checkpointName, old); err != nil {
+		return err
 	}
-	var rest []proofs.Hash // of the leaves after the last full bundle of the older log
-	if n := old.Size / tiles.Width; old.Size%tiles.Width != 0 {
-		rest = v.rest
-		if n < tiles.Count(v.checkpoint.Size, 1) {
-			// This tile was verified above; its bytes are compared with the manifest below.
-			t := tiles.At(v.checkpoint.Size, 0, n)
-			data, err := v.read(t.HashPath(), tiles.Width*tlog.HashSize)
+	v.older, v.cosigned = &old, append(v.cosigned, sigs...)
+	return nil
+}
+
+// extends checks that the export holds what another checkpoint of its log signs. Its tiles were verified before; their
+// bytes are compared with the manifest after.
+func (v *verifier) extends(name string, old proofs.Checkpoint) error {
+	read := func(path string) ([]byte, error) {
+		data, err := v.read(path, tiles.Width*tlog.HashSize)
+		if err == nil && listed(path, data) != v.list.tiles[0][old.Size/tiles.Width] {
+			err = faultIn(path, "it changed while it was verified")
+		}
+		return data, err
+	}
+	return extends(name, old, v.checkpoint.Size, v.tree, v.rest, read)
+}
+
+// extends checks that a tree of size leaves begins with the one that old signs. read reads a tile of level 0.
+func extends(name string, old proofs.Checkpoint, size int64, tree levels, rest []proofs.Hash, read func(path string) ([]byte, error)) error {
+	if old.Size > size {
+		return faultAt(name, size, "the export ends before this entry, but the log had %d already: its tail was cut, or it is older than that checkpoint", old.Size)
+	}
+	if n := old.Size / tiles.Width; old.Size%tiles.Width != 0 { // leaves after the last full bundle of the older log
+		if n < tiles.Count(size, 1) {
+			data, err := read(tiles.At(size, 0, n).HashPath())
 			if err != nil {
 				return err
-			}
-			if listed(t.HashPath(), data) != v.list.tiles[0][n] {
-				return faultIn(t.HashPath(), "it changed while it was verified")
 			}
 			rest = splitHashes(data)
 		}
 		rest = rest[:old.Size%tiles.Width]
+	} else {
+		rest = nil
 	}
-	if v.tree.root(old.Size, rest) != old.Root {
-		return faultIn(checkpointName, "the first %d entries are not those that the checkpoint to compare with signs: the history was rewritten", old.Size)
+	if tree.root(old.Size, rest) != old.Root {
+		return faultIn(name, "the first %d entries are not those that the checkpoint to compare with signs: the history was rewritten", old.Size)
+	}
+	return nil
+}
+
+// witnesses checks that all that were named have cosigned.
+func (v *verifier) witnesses(context.Context) error {
+	if _, missing := proofs.VerifiedBy(v.cosigned, v.opts.Witnesses); len(missing) > 0 {
+		return faultIn(witnessedName, "witness %s cosigned neither a checkpoint of this export nor the one to compare with", strings.Join(missing, ", "))
 	}
 	return nil
 }
@@ -398,7 +470,7 @@ func (v *verifier) compareManifest(context.Context) error {
 	if len(files) > len(v.manifest.Files) {
 		return faultIn(manifestName, "it does not list %s", files[len(v.manifest.Files)].Path)
 	}
-	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Erased: v.list.erased, Files: files}.Encode()
+	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Erased: v.list.erased, Files: files, Revisions: v.manifest.Revisions}.Encode()
 	if err != nil {
 		return err
 	}
@@ -421,10 +493,18 @@ func (v *verifier) report() Report {
 		erased = fmt.Sprintf(", %d of them erased", r.Erased)
 	}
 	r.Summary = fmt.Sprintf("consistent up to %d%s, freshness not shown", r.Size, erased)
-	if v.opts.Against != nil {
-		old, _ := v.key.Open(v.opts.Against) // was opened before
-		r.Against = &old.Size
-		r.Summary = fmt.Sprintf("consistent up to %d%s, and extends the checkpoint of size %d", r.Size, erased, old.Size)
+	if v.older != nil {
+		r.Against = &v.older.Size
+		r.Summary = fmt.Sprintf("consistent up to %d%s, and extends the checkpoint of size %d", r.Size, erased, v.older.Size)
+	}
+	if v.witnessed != nil {
+		r.Witnessed = &v.witnessed.Size
+	}
+	if r.Witnesses, _ = proofs.VerifiedBy(v.cosigned, v.opts.Witnesses); r.Witnesses == nil {
+		r.Witnesses = []proofs.Cosignature{}
+	}
+	for _, w := range r.Witnesses {
+		r.Summary += fmt.Sprintf("; witness %s saw %d entries of it by %s", w.Witness, w.Size, w.Time.Format(time.RFC3339))
 	}
 	return r
 }

@@ -378,7 +378,7 @@ func TestVerifyManifest(t *testing.T) {
 	good := string(files[manifestName])
 	for name, text := range map[string]string{
 		"unknown field": strings.Replace(good, `{"format"`, `{"more":1,"format"`, 1), "repeated field": strings.Replace(good, `{"format"`, `{"format":"x","format"`, 1),
-		"other format": strings.Replace(good, "/v1", "/v2", 1), "space": good + " ", "no newline": strings.TrimSpace(good), "null": "null\n", "other order": strings.Replace(good, `,"size":300`, "", 1),
+		"other format": strings.Replace(good, "/v1", "/v3", 1), "space": good + " ", "no newline": strings.TrimSpace(good), "null": "null\n", "other order": strings.Replace(good, `,"size":300`, "", 1),
 		"upper-case hex": strings.Replace(good, `"sha256":"`, `"sha256":"ABCDEF`, 1),
 	} {
 		if _, err := ParseManifest([]byte(text)); !errors.Is(err, ErrManifest) {

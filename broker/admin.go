@@ -38,16 +38,21 @@ func (b *Broker) authorise(ctx context.Context, action policy.Action, resource p
 		return operation{}, b.answer(ctx, who, err)
 	}
 	p, denied := v.permit()
-	if denied == nil {
-		return operation{caller: who, now: now, permit: p}, nil
+	if denied != nil {
+		return operation{}, b.forbidden(ctx, now, who, denied)
 	}
+	return operation{caller: who, now: now, permit: p}, nil
+}
+
+// forbidden records that an administrative action was not permitted, and makes the caller's answer.
+func (b *Broker) forbidden(ctx context.Context, now time.Time, who caller, denied *verdict) error {
 	b.history.denied(who.id.String(), now)
 	answer, err := b.denial(ctx, now, who, "", denied, "")
 	if err != nil {
-		return operation{}, b.answer(ctx, who, err)
+		return b.answer(ctx, who, err)
 	}
 	answer.nonce = nil
-	return operation{}, answer
+	return answer
 }
 
 // read is authorise for an action that changes nothing: the permit itself is the event.
@@ -80,7 +85,7 @@ func (o operation) by() *event.Decision {
 // shows asks policy whether the caller of a listing may see one of its entries: a list shows nothing that
 // asking for the entry would deny.
 func (b *Broker) shows(ctx context.Context, op operation, action policy.Action, entry policy.Resource) bool {
-	v, err := b.decide(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry), external{})
+	v, err := b.judge(ctx, op.permit.active, b.adminSignals(op.now, op.caller, action, entry), external{})
 	return err == nil && v.decision.Effect == policy.Permit
 }
 

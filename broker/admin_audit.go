@@ -99,11 +99,12 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 	if err != nil {
 		return err
 	}
+	witnessed := s.witnessed() // now, so that it is not larger than the checkpoint
 	head, err := s.tree.Integrate(ctx)
 	if err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
-	err = out.Send(&bullav1.ExportItem{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String()})
+	err = out.Send(&bullav1.ExportItem{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String(), Witnessed: witnessed})
 	for next := int64(0); err == nil && next < head.Size; {
 		var entries []ledger.Entry
 		entries, err = s.ledger.Events(ctx, next, auditPage)
@@ -207,6 +208,9 @@ func (s auditor) Doctor(ctx context.Context, _ *bullav1.DoctorRequest) (*bullav1
 	checks = append(checks, s.sweepCheck(ctx)...)
 	if c, ok := s.signalCheck(ctx); ok {
 		checks = append(checks, c)
+	}
+	if s.outward != nil {
+		checks = append(checks, s.outward()...)
 	}
 	for _, c := range checks {
 		out.Checks = append(out.Checks, &bullav1.DoctorCheck{Name: c.Name, Ok: c.Err == nil, Detail: c.Detail(), Hint: c.Hint})

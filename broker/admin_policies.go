@@ -6,7 +6,6 @@ import (
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/ledger"
-	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -16,32 +15,11 @@ type policies struct {
 	*Broker
 }
 
-// PushRevision checks a bundle with everything that Load knows, and activates it by an event.
+// PushRevision stages a bundle and activates it, in one step. It is for brokers without bundle keys: it has no
+// signature.
 func (s policies) PushRevision(ctx context.Context, in *bullav1.PushRevisionRequest) (*bullav1.Revision, error) {
-	if len(in.GetNote()) > maxReason {
-		return nil, wrong("a note has at most %d bytes", maxReason)
-	}
-	return twice(func() (*bullav1.Revision, error) { return s.push(ctx, in) })
-}
-
-func (s policies) push(ctx context.Context, in *bullav1.PushRevisionRequest) (*bullav1.Revision, error) {
-	digest := policy.ArchiveDigest(in.GetArchive())
-	op, err := s.authorise(ctx, policy.ActionPolicyPush, policy.Resource{Kind: policy.KindRevision, Revision: &policy.NewRules{Digest: event.Digest(digest).String()}})
-	if err != nil {
-		return nil, err
-	}
-	loaded, err := s.load(ctx, in.GetArchive())
-	if err != nil {
-		if err := s.permitted(ctx, op); err != nil { // who tried it, and with what
-			return nil, err
-		}
-		return nil, wrong("the bundle was refused, the active revision stays:\n%v", err)
-	}
-	row, err := s.activate(ctx, op.now, loaded, "push by "+op.id.String(), in.GetNote(), &op)
-	if err != nil {
-		return nil, s.answer(ctx, op.caller, err)
-	}
-	return revisionReply(row, true), nil
+	change, err := revisions{Broker: s.Broker}.Stage(ctx, &bullav1.StageRequest{Archive: in.GetArchive(), Note: in.GetNote()})
+	return change.GetRevision(), err
 }
 
 // GetRevision returns a revision with its archive.
@@ -61,6 +39,12 @@ func (s policies) GetRevision(ctx context.Context, in *bullav1.GetRevisionReques
 		}
 	}
 	row, _, err := s.ledger.Revision(ctx, digest.String())
+	reply := revisionReply(row, digest == active.digest)
+	if errors.Is(err, ledger.ErrNotFound) {
+		var staged ledger.Staged
+		staged, _, err = s.ledger.Staged(ctx, digest.String())
+		reply = stagedReply(staged)
+	}
 	if errors.Is(err, ledger.ErrNotFound) {
 		return nil, missing("there is no revision %s", digest)
 	}
@@ -71,7 +55,7 @@ func (s policies) GetRevision(ctx context.Context, in *bullav1.GetRevisionReques
 	if err != nil {
 		return nil, s.answer(ctx, op.caller, err)
 	}
-	return &bullav1.RevisionArchive{Revision: revisionReply(row, digest == active.digest), Archive: archive}, nil
+	return &bullav1.RevisionArchive{Revision: reply, Archive: archive}, nil
 }
 
 // ListRevisions lists the revisions that were ever active, the newest first.
@@ -102,5 +86,13 @@ func (s policies) ListRevisions(ctx context.Context, in *bullav1.ListRevisionsRe
 func revisionReply(r ledger.Revision, active bool) *bullav1.Revision {
 	return &bullav1.Revision{
 		Digest: r.Digest.String(), Sequence: r.Sequence, Source: r.Source, Note: r.Note, ActivatedAt: stamp(r.Activated), By: r.By, Active: active,
+		Key: r.Key, Rollback: r.Rollback, ReportDigest: r.Report.String(),
+	}
+}
+
+// stagedReply is a revision that was never active.
+func stagedReply(r ledger.Staged) *bullav1.Revision {
+	return &bullav1.Revision{
+		Digest: r.Digest.String(), Source: r.Source, Note: r.Note, By: r.By, Key: r.Key, Name: r.Name, StagedAt: stamp(r.At),
 	}
 }

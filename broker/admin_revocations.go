@@ -165,7 +165,7 @@ func (s revocations) order(ctx context.Context, what selected, reason string, t 
 		return err
 	}
 	var all []event.ID
-	if err := s.carryOut(ctx, ordered, func(ended []event.ID) { all = append(all, ended...) }); err != nil {
+	if err := s.carryOut(ctx, ordered, s.now(), func(ended []event.ID) { all = append(all, ended...) }); err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
 	for page := range slices.Chunk(all, sweepChunk) { // only now: the clients are told first

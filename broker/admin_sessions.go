@@ -146,8 +146,17 @@ func sessionReply(s session.Session, now time.Time) *bullav1.Session {
 		IssuedAt: stamp(s.Issued), ExpiresAt: stamp(s.Expires), RevokedAt: stamp(s.RevokedAt), ConfirmedAt: stamp(s.ConfirmedAt),
 		EndedAt: stamp(s.EndedAt), Reason: s.Reason, Instance: s.Instance, Device: s.Device, Suite: s.Suite,
 		EnvelopeDigest: s.EnvelopeDigest.String(), Revision: s.Revision.String(), Uses: s.Uses, Used: s.Used, Offline: s.Offline, Ahead: s.Ahead,
-		Erased: s.Erased,
+		Approval: text(s.Approval),
+		Erased:   s.Erased,
 	}
+}
+
+// text is empty for an id that is none.
+func text(id event.ID) string {
+	if id.IsZero() {
+		return ""
+	}
+	return id.String()
 }
 
 // stamp is nil for a time that has not come.

@@ -82,7 +82,7 @@ func (b *Broker) decideAgain(ctx context.Context, now time.Time, who request, l 
 	if err != nil {
 		return ruling{}, err
 	}
-	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	said, err := b.external(ctx, now, who, device.id, l.session.Device) // by transmitters of signals
 	if err != nil {
 		return ruling{}, err
 	}
@@ -91,7 +91,7 @@ func (b *Broker) decideAgain(ctx context.Context, now time.Time, who request, l 
 	if err != nil {
 		return ruling{}, err
 	}
-	if verdict, err = b.stillApproved(ctx, l.session.Approval, verdict); err != nil { // with what others said to the delivery
+	if verdict, err = b.stillApproved(ctx, l.session, verdict); err != nil { // with what others said to the delivery
 		return ruling{}, err
 	}
 	r := ruling{now: now, active: active, target: target, verdict: verdict}

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 	"golang.org/x/time/rate"
 
@@ -77,9 +78,15 @@ type Config struct {
 	// HoldShare and HoldMinimum say when the end of sessions by a new revision waits for somebody's word: where it
 	// would be more than so many per cent of those that live, and at least so many. 0: 20 %, 10 sessions.
 	HoldShare, HoldMinimum int
-	Retention              Retention
-	Now                    func() time.Time // nil: time.Now
-	Log                    *slog.Logger     // nil: silent
+	// Witnessed gives the newest checkpoint that enough witnesses cosigned, or nil; nil: there are no witnesses.
+	Witnessed func() []byte
+	// Outward tells Doctor how witnesses, publishing and sinks of events are; nil: nothing leaves. None of it keeps the broker from serving.
+	Outward func() []Check
+	// Collectors are metrics of parts that the broker does not know.
+	Collectors []prometheus.Collector
+	Retention  Retention
+	Now        func() time.Time // nil: time.Now
+	Log        *slog.Logger     // nil: silent
 }
 
 // Rate is an allowance: so many a second, so many at once.
@@ -97,39 +104,44 @@ var (
 type Broker struct {
 	bullav1.UnimplementedBrokerServer
 
-	id        spiffeid.ID
-	origin    string
-	now       func() time.Time
-	logger    *slog.Logger
-	source    *certs.Source
-	peers     *certs.PeerVerifier
-	ledger    *ledger.Ledger
-	ring      *keyring.Ring
-	engine    *policy.Engine
-	tree      *audit.Log
-	signer    *envelope.Signer
-	jwks      []byte // of signer's public key
-	verifiers map[attest.Kind]attest.Verifier
-	enrollers map[attest.Kind]Enroller
-	gate      *attest.Gate
-	site      policy.Invariants
-	types     map[string]string
-	tokens    Factors
-	senders   *senders // of external signals
-	limits    *limits
-	history   *history
-	places    *place.Source // nil: none is configured
-	proxies   []netip.Prefix
-	travels   *travels
-	bindings  *remembered
-	pending   *enrolments
-	metrics   *metrics
-	epochs    epoch.Keys // of the use shares of gated sessions
-	hub       *hub
-	orders    orders
-	resweep   resweep
-	reattests reattests
-	retention Retention
+	id         spiffeid.ID
+	origin     string
+	now        func() time.Time
+	logger     *slog.Logger
+	source     *certs.Source
+	peers      *certs.PeerVerifier
+	ledger     *ledger.Ledger
+	ring       *keyring.Ring
+	engine     *policy.Engine
+	tree       *audit.Log
+	signer     *envelope.Signer
+	jwks       []byte // of signer's public key
+	verifiers  map[attest.Kind]attest.Verifier
+	enrollers  map[attest.Kind]Enroller
+	gate       *attest.Gate
+	site       policy.Invariants
+	bundleKeys bundleKeys
+	types      map[string]string
+	tokens     Factors
+	senders    *senders // of external signals
+	limits     *limits
+	history    *history
+	places     *place.Source // nil: none is configured
+	proxies    []netip.Prefix
+	travels    *travels
+	bindings   *remembered
+	pending    *enrolments
+	metrics    *metrics
+	epochs     epoch.Keys // of the use shares of gated sessions
+	hub        *hub
+	orders     orders
+	asking     chan struct{} // a slot for each question that is being answered
+	resweep    resweep
+	reattests  reattests
+	shadow     shadow
+	witnessed  func() []byte
+	outward    func() []Check
+	retention  Retention
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -182,8 +194,16 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 		limits:  newLimits(rate.Limit(c.Calls.PerSecond), c.Calls.Burst, rate.Limit(c.Denials.PerSecond), c.Denials.Burst),
 		history: newHistory(c.Ledger), places: c.Places, proxies: c.Proxies, travels: newTravels(c.Ledger), bindings: newRemembered(), pending: newEnrolments(), metrics: newMetrics(),
 	}
+	if b.witnessed, b.outward = c.Witnessed, c.Outward; b.witnessed == nil {
+		b.witnessed = func() []byte { return nil }
+	}
+	for _, m := range c.Collectors {
+		if err := b.metrics.registry.Register(m); err != nil {
+			return nil, fmt.Errorf("new broker: metrics: %w", err)
+		}
+	}
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
-	b.orders = newOrders()
+	b.orders, b.asking = newOrders(), make(chan struct{}, maxQuestions)
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
 	b.retention = c.Retention
 	b.reattests = newReattests()
@@ -193,6 +213,9 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	}
 	for _, v := range c.Verifiers {
 		b.verifiers[v.Kind()] = v
+	}
+	if b.bundleKeys, err = newBundleKeys(ctx, c.Ledger); err != nil {
+		return nil, fmt.Errorf("new broker: %w", err)
 	}
 	if _, err := b.current(ctx); err != nil {
 		return nil, fmt.Errorf("new broker: %w", err)
@@ -211,6 +234,14 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 	if b.active != nil && b.active.seq == seq {
 		return b.active, nil
 	}
+	// Rows can be edited by whoever writes to the database, and events can't.
+	wrote, err := b.ledger.Events(ctx, seq-1, 1)
+	if err != nil {
+		return nil, fmt.Errorf("active revision: %w", err)
+	}
+	if len(wrote) != 1 || !activates(wrote[0].Event, row) {
+		return nil, fmt.Errorf("active revision: %w: no event activated revision %d, %s", ledger.ErrTampered, row.Sequence, row.Digest)
+	}
 	archive, err := b.ledger.Blob(ctx, ledger.RevisionBlob(row.Digest), row.Digest)
 	if err != nil {
 		return nil, fmt.Errorf("archive of revision %s: %w", row.Digest, err)
@@ -223,6 +254,12 @@ func (b *Broker) current(ctx context.Context) (*active, error) {
 	b.engine.Activate(loaded.revision) // the breaker counts for the active one
 	b.active = &active{revision: loaded.revision, references: loaded.references, digest: row.Digest, sequence: row.Sequence, activated: row.Activated.Time(), seq: seq}
 	return b.active, nil
+}
+
+// activates says whether an event made a revision the active one.
+func activates(e event.Event, r ledger.Revision) bool {
+	b, ok := e.Body.(event.RevisionActivated)
+	return ok && b.Digest == r.Digest && b.Sequence == r.Sequence
 }
 
 // candidate is a bundle that passed every check.

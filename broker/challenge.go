@@ -55,8 +55,12 @@ func (b *Broker) bind(ctx context.Context, now time.Time, who caller, encoded []
 		for i, c := range who.conn.chain {
 			chain[i] = c.Raw
 		}
-		err := b.record(ctx, event.New(now, who.id.String(), event.InstanceBound{
-			Principal: who.id.String(), Instance: in.thumbprint, Binding: encoded, Chain: chain,
+		trust, err := b.noteTrust(ctx, now, who)
+		if err != nil {
+			return err
+		}
+		err = b.record(ctx, event.New(now, who.id.String(), event.InstanceBound{
+			Principal: who.id.String(), Instance: in.thumbprint, Binding: encoded, Chain: chain, Trust: trust,
 		}))
 		if err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/round"
 	"github.com/bulla-project/bulla/secret"
+	"github.com/bulla-project/bulla/session"
 )
 
 // roundLife is how long a round waits for its custodians or approvers, at most.
@@ -220,31 +221,65 @@ func (b *Broker) approved(ctx context.Context, now time.Time, who request, t tar
 		r.Payload != sha256.Sum256(who.payload) || r.Secret != t.name || r.Version != t.version.Version || r.StateAt(now).Ended() {
 		return v, nil
 	}
-	v.signals.Approvals = approvals(r)
+	if v.signals.Approvals, err = b.approvals(ctx, r); err != nil {
+		return verdict{}, err
+	}
 	return b.decide(ctx, v.active, v.signals, v.said)
 }
 
 // stillApproved is approved for a use: the approvals are those that the session's delivery consumed.
-func (b *Broker) stillApproved(ctx context.Context, approval event.ID, v verdict) (verdict, error) {
-	if v.decision.Effect != policy.StepUp || v.decision.Requires.Approval == nil || approval.IsZero() {
+func (b *Broker) stillApproved(ctx context.Context, s session.Session, v verdict) (verdict, error) {
+	if v.decision.Effect != policy.StepUp || v.decision.Requires.Approval == nil || s.Approval.IsZero() {
 		return v, nil
 	}
-	r, _, err := b.ledger.Round(ctx, approval)
+	r, _, err := b.ledger.Round(ctx, s.Approval)
 	if err != nil {
 		return verdict{}, err
 	}
-	v.signals.Approvals = approvals(r)
+	if r.Session != s.ID || r.Principal != s.Principal || r.Instance != s.Instance || r.Secret != s.Secret || r.Version != s.Version {
+		return verdict{}, fmt.Errorf("session %s: %w: the approvals of round %s were for another delivery", s.ID, ledger.ErrTampered, r.ID)
+	}
+	if v.signals.Approvals, err = b.approvals(ctx, r); err != nil {
+		return verdict{}, err
+	}
 	return b.decide(ctx, v.active, v.signals, v.said)
 }
 
-// approvals are the yes of a round, as policy sees them.
-func approvals(r round.Round) (out []policy.Approval) {
-	for _, a := range r.Answers {
-		if a.Approved {
-			out = append(out, policy.Approval{Principal: a.Holder, At: a.At.Time().UnixMicro()})
-		}
+// approvals are the yes of a round, as policy sees them: of the events that the row names, since whoever writes to the
+// database can edit rows, and no events.
+func (b *Broker) approvals(ctx context.Context, r round.Round) (out []policy.Approval, err error) {
+	at, err := b.ledger.Find(ctx, r.Event)
+	if err != nil {
+		return nil, err
 	}
-	return out
+	o, ok := at.Event.Body.(event.RoundOpened)
+	if !ok || o.Round != r.ID || o.Principal != r.Principal || o.Instance != r.Instance || o.Secret != r.Secret || o.Version != r.Version || o.Payload != r.Payload {
+		return nil, fmt.Errorf("round %s: %w: no event opened it like this", r.ID, ledger.ErrTampered)
+	}
+	for _, a := range r.Answers {
+		if !a.Approved {
+			continue
+		}
+		said, err := b.approval(ctx, r, a)
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, policy.Approval{Principal: said.Holder, At: a.At.Time().UnixMicro()})
+	}
+	return out, nil
+}
+
+// approval is a holder's or approver's yes, from the event that recorded it.
+func (b *Broker) approval(ctx context.Context, r round.Round, a round.Answer) (event.RoundApproved, error) {
+	at, err := b.ledger.Find(ctx, a.Event)
+	if err != nil {
+		return event.RoundApproved{}, err
+	}
+	said, ok := at.Event.Body.(event.RoundApproved)
+	if !ok || said.Round != r.ID || said.Holder != a.Holder {
+		return event.RoundApproved{}, fmt.Errorf("event %s: %w: it is not the approval of %s in round %s", a.Event, ledger.ErrTampered, a.Holder, r.ID)
+	}
+	return said, nil
 }
 
 // consumes is the round of approvals that a permit stands on; zero: none.

@@ -3,6 +3,7 @@ package broker
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger"
@@ -23,18 +24,21 @@ func targetPrincipal(id string) string  { return "principal/" + id }
 func targetDevice(id string) string     { return "device/" + id }
 func targetDomain(domain string) string { return "domain/" + domain }
 
-// external returns the signals about the caller, its trust domain and its device that have not ended. What a
-// transmitter said that is not configured any more does not count.
-func (b *Broker) external(ctx context.Context, now time.Time, who request, d device) (external, error) {
+// external returns the signals about the caller, its trust domain and its devices that have not ended: the one that it
+// shows now, and that of the session that it goes on with, which it must not get rid of by showing another one or none.
+// What a transmitter said that is not configured any more does not count.
+func (b *Broker) external(ctx context.Context, now time.Time, who request, devices ...string) (external, error) {
 	if b.senders.none() {
 		return external{}, nil
 	}
 	targets := []string{targetPrincipal(who.caller.id.String()), targetDomain(who.caller.id.TrustDomain().Name())}
-	if d.id != "" {
-		targets = append(targets, targetDevice(d.id))
+	for _, id := range devices {
+		if id != "" {
+			targets = append(targets, targetDevice(id))
+		}
 	}
 	var out external
-	for _, target := range targets {
+	for _, target := range slices.Compact(targets) {
 		found, seq, err := b.ledger.Alerts(ctx, target)
 		if err != nil && !errors.Is(err, ledger.ErrNotFound) {
 			return external{}, err

@@ -123,13 +123,11 @@ func (b *Broker) oidc(ctx context.Context, now time.Time, who request, compact s
 // read makes a factor of the claims of a verified token.
 func (o OIDCFactor) read(c token.Claims, who request) (policy.Factor, error) {
 	nonce, _ := c.Text("nonce")
+	jkt, bound := c.Confirmation()
 	switch {
-	case c.Has("cnf"): // RFC 7800: for whoever holds a key that is not the one which signed this request
-		jkt, ok := c.Confirmation()
-		if !ok || jkt != who.instance.thumbprint {
-			return policy.Factor{}, &refusedToken{"it is bound to another key than that of this instance"}
-		}
-	case o.InstanceNonce && nonce != who.instance.thumbprint:
+	case c.Has("cnf") && (!bound || jkt != who.instance.thumbprint): // RFC 7800: for whoever holds a key that did not sign this request
+		return policy.Factor{}, &refusedToken{"it is bound to another key than that of this instance"}
+	case o.InstanceNonce && !bound && nonce != who.instance.thumbprint: // a key binds as well
 		return policy.Factor{}, &refusedToken{"its nonce is not the thumbprint of the key of this instance"}
 	case strings.HasPrefix(c.Subject, "spiffe://"):
 		// The SPIRE server that signed the X.509-SVID signs these, too: no second issuer vouches.

@@ -12,6 +12,7 @@ type metrics struct {
 	registry                                                   *prometheus.Registry
 	deliveries, uses, operations, denials, refusals, sweptDone prometheus.Counter
 	signals, signalsRefused, signalSessions                    prometheus.Counter
+	shadowCompared, shadowDropped, shadowDiffered              prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -27,6 +28,9 @@ func newMetrics() *metrics {
 	m.denials = counter("denials_total", "Calls that the policy did not permit.")
 	m.refusals = counter("refusals_total", "Calls that a limiter refused.")
 	m.sweptDone = counter("sessions_swept_total", "Sessions that the sweeper ended or marked.")
+	m.shadowCompared = counter("shadow_compared_total", "Decisions that a shadow judged again.")
+	m.shadowDropped = counter("shadow_dropped_total", "Decisions that a shadow could not follow, or had no time for.")
+	m.shadowDiffered = counter("shadow_differences_total", "Decisions that a shadow would have made otherwise.")
 	m.signals = counter("signals_total", "External signals that were accepted.")
 	m.signalsRefused = counter("signals_refused_total", "External signals that were not believed, or came too fast.")
 	m.signalSessions = counter("signal_sessions_total", "Sessions that external signals ended.")

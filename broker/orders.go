@@ -101,10 +101,18 @@ func (t barrier) covers(s session.Session) bool {
 	return !t.newest.IsZero() && !t.newest.Before(s.Issued.Time())
 }
 
-// carryOut ends the sessions that an order names, chunk by chunk, so that deliveries get in between, and says when it
-// has. What it ended is passed to each. A caller who goes away does not stop it, and a broker that stops goes on with
+// foregoing says whether a session counts as delivered before what a revocation took effect at, as far as that is known:
+// no later than until. The times of events say little of their order: one is that of the call which asked for it, and
+// another call that began later may be committed before it. So until is a moment after the revocation's commit, and a
+// session that says to be of after now, from a clock that went back since, is taken as well.
+func foregoing(s session.Session, until, now time.Time) bool {
+	return !s.Issued.Time().After(until) || s.Issued.Time().After(now)
+}
+
+// carryOut ends the sessions that an order names and that were delivered until then, a moment after its commit. It goes
+// chunk by chunk, so that deliveries get in between, and says when it has. What it ended is passed to each. A caller who goes away does not stop it, and a broker that stops goes on with
 // it when it runs again.
-func (b *Broker) carryOut(ctx context.Context, order ledger.Order, each func([]event.ID)) error {
+func (b *Broker) carryOut(ctx context.Context, order ledger.Order, until time.Time, each func([]event.ID)) error {
 	ctx = context.WithoutCancel(ctx)
 	if !b.orders.begin(order.ID) {
 		return nil
@@ -113,8 +121,9 @@ func (b *Broker) carryOut(ctx context.Context, order ledger.Order, each func([]e
 	total := uint64(0)
 	err := b.named(ctx, selection{order.Selector, order.Value}, func(page []session.Session) error {
 		var ids []event.ID
+		now := b.now()
 		for _, s := range page {
-			if !s.Issued.Time().After(order.At.Time()) {
+			if foregoing(s, until, now) {
 				ids = append(ids, s.ID)
 			}
 		}
@@ -210,7 +219,7 @@ func (b *Broker) finishOrders(ctx context.Context) error {
 	}
 	left, err := b.ledger.OpenOrders(ctx)
 	for _, order := range left {
-		if err = b.carryOut(ctx, order, nil); err != nil {
+		if err = b.carryOut(ctx, order, order.At.Time().Add(sideBySide), nil); err != nil {
 			break
 		}
 	}

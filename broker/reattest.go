@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"sync"
 	"time"
 
@@ -235,7 +234,7 @@ func (b *Broker) relying(ctx context.Context, e reliance, f func(session.Session
 // contraindicated has ended them already.
 func (b *Broker) reappraised(ctx context.Context, active *active, e reliance, known device) error {
 	var failed error
-	reasons := map[string][]event.ID{}
+	ends := endings{}
 	err := b.relying(ctx, e, func(s session.Session) {
 		if !s.Issued.Time().Before(known.result.IssuedAt) || failed != nil { // it was delivered on it
 			return
@@ -243,17 +242,14 @@ func (b *Broker) reappraised(ctx context.Context, active *active, e reliance, kn
 		why, err := b.wouldEnd(ctx, active, s, &known)
 		if err != nil {
 			failed = err
-		} else if why != "" {
-			reasons[why] = append(reasons[why], s.ID)
+		} else if why.text != "" {
+			ends.add(s.ID, why)
 		}
 	})
-	for why, ids := range reasons {
-		if err != nil || failed != nil {
-			break
-		}
-		_, err = b.ledger.RevokeSessions(ctx, b.now(), ids, fmt.Sprintf("with the new attestation of its device, the policy would not permit it: %s", why), event.ID{})
+	if err := errors.Join(err, failed); err != nil {
+		return err
 	}
-	return errors.Join(err, failed)
+	return b.endRedecided(ctx, active, ends, "with the new attestation of its device, the policy would not permit it: ", &known)
 }
 
 // demand records that an instance has to attest its device by the deadline; the hub tells it. Once is enough.

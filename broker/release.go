@@ -63,7 +63,7 @@ func (b *Broker) release(ctx context.Context, now time.Time, who request) (*bull
 		return nil, err
 	}
 	now = target.orders.after(now)
-	said, err := b.external(ctx, now, who, device) // by transmitters of signals
+	said, err := b.external(ctx, now, who, device.id) // by transmitters of signals
 	if err != nil {
 		return nil, err
 	}

@@ -78,7 +78,7 @@ func (b *Broker) Reconsider(ctx context.Context) error {
 
 func (b *Broker) reconsider(ctx context.Context, active *active, confirmed bool) error {
 	var live, examined uint64
-	reasons := map[string][]event.ID{}
+	ends := endings{}
 	ending := uint64(0)
 	err := b.live(ctx, func(page []session.Session) error {
 		if now, err := b.current(ctx); err != nil || now.seq != active.seq {
@@ -94,8 +94,8 @@ func (b *Broker) reconsider(ctx context.Context, active *active, confirmed bool)
 			if err != nil {
 				return err
 			}
-			if why != "" {
-				reasons[why] = append(reasons[why], s.ID)
+			if why.text != "" {
+				ends.add(s.ID, why)
 				ending++
 			}
 		}
@@ -110,11 +110,8 @@ func (b *Broker) reconsider(ctx context.Context, active *active, confirmed bool)
 		b.logger.Warn("a new policy revision would end many sessions: confirm it with `bulla session revoke --sweep confirm`", "sequence", active.sequence, "ending", ending, "live", live)
 		return b.sweptBy(ctx, active, swept)
 	}
-	for why, ids := range reasons {
-		reason := fmt.Sprintf("revision %d would not permit it: %s", active.sequence, why)
-		if _, err := b.ledger.RevokeSessions(ctx, b.now(), ids, reason, event.ID{}); err != nil {
-			return err
-		}
+	if err := b.endRedecided(ctx, active, ends, fmt.Sprintf("revision %d would not permit it: ", active.sequence), nil); err != nil {
+		return err
 	}
 	if examined > 0 { // else there is nothing to tell
 		if err := b.sweptBy(ctx, active, swept); err != nil {
@@ -135,42 +132,6 @@ func (b *Broker) sweptBy(ctx context.Context, active *active, swept event.Revisi
 	return err
 }
 
-// wouldEnd says why a revision would not deliver now what it finds delivered, "" if it would: the recorded signals are
-// judged again, with another appraisal of the device where one is given. What can't be judged ends.
-func (b *Broker) wouldEnd(ctx context.Context, active *active, s session.Session, fresh *device) (string, error) {
-	signals, err := b.recorded(ctx, s)
-	if errors.Is(err, ledger.ErrNotFound) {
-		return "its recorded signals are not there", nil
-	}
-	if err != nil {
-		return "", err
-	}
-	if fresh != nil {
-		signals.Attestation, signals.Principal.Level = attestationFacts(*fresh), policy.LevelBasic
-		if fresh.result.HardwareBound() {
-			signals.Principal.Level = policy.LevelHighAssurance
-		}
-		if signals.Attestation != nil {
-			signals.Attestation.IssuedAt = signals.Now // it was made just now
-		}
-	}
-	v, err := b.decide(ctx, active, signals, external{})
-	if err != nil {
-		return "", err
-	}
-	if v.decision.TimedOut { // says nothing about the session
-		return "", errors.New("the active policy ran into its time limit while live sessions were decided again")
-	}
-	permit, denied := v.permit()
-	if denied != nil {
-		if len(v.decision.Reasons) == 0 || !v.decision.Covered {
-			return "no grant covers it", nil
-		}
-		return v.decision.Reasons[0], nil
-	}
-	return permit.stillMet(b.now(), s, false), nil
-}
-
 // recorded are the signals that a session was delivered on.
 func (b *Broker) recorded(ctx context.Context, s session.Session) (policy.Signals, error) {
 	request, err := b.ledger.Request(ctx, deliveryKey(s.Principal, s.RequestID))
@@ -182,6 +143,9 @@ func (b *Broker) recorded(ctx context.Context, s session.Session) (policy.Signal
 		return policy.Signals{}, err
 	}
 	if len(entries) == 0 {
+		return policy.Signals{}, ledger.ErrNotFound
+	}
+	if entries[0].Erased != 0 {
 		return policy.Signals{}, ledger.ErrNotFound
 	}
 	body, ok := entries[0].Event.Body.(event.SessionIssued)
@@ -261,6 +225,9 @@ func (b *Broker) tend(ctx context.Context) {
 		}
 		if err := b.Reconsider(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("sessions could not be decided again under the active revision", "error", err)
+		}
+		if err := b.TendShadow(ctx); err != nil && ctx.Err() == nil {
+			b.logger.Error("the shadow could not be looked after", "error", err)
 		}
 		if err := b.Reattest(ctx); err != nil && ctx.Err() == nil {
 			b.logger.Error("attestations that are due could not be looked after", "error", err)

@@ -55,8 +55,8 @@ func (s rounds) OpenRound(ctx context.Context, in *bullav1.SignedRequest) (*bull
 
 func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Round, error) {
 	var in bullav1.OpenRoundRequest
-	if err := strictProto(who.payload, &in); err != nil {
-		return round.Round{}, s.invalid(ctx, now, who, "the payload is not an OpenRoundRequest")
+	if err := strictProto(who.payload, &in); err != nil || len(who.payload) > 2*maxAsk {
+		return round.Round{}, s.invalid(ctx, now, who, "the payload is not an OpenRoundRequest, or larger than one can be")
 	}
 	id, err := event.ParseID(who.id)
 	if err != nil {
@@ -87,7 +87,7 @@ func (s rounds) open(ctx context.Context, now time.Time, who request) (round.Rou
 	if err != nil {
 		return round.Round{}, err
 	}
-	said, err := s.external(ctx, now, who, device)
+	said, err := s.external(ctx, now, who, device.id)
 	if err != nil {
 		return round.Round{}, err
 	}
@@ -158,13 +158,15 @@ func (s rounds) status(ctx context.Context, now time.Time, who request) (*bullav
 	for _, a := range r.Answers {
 		got := &bullav1.RoundAnswer{Holder: a.Holder, Approved: a.Approved, Reason: a.Reason, At: stamp(a.At)}
 		if a.Approved && r.Kind == round.Split && !state.Ended() {
-			if err := s.words(ctx, a, got); err != nil {
+			said, err := s.approval(ctx, r, a)
+			if err != nil {
 				return nil, err
 			}
+			got.Instance, got.Approval, got.Share, got.Binding, got.Chain = said.Instance, said.Approval, said.Share, said.Binding, said.Chain
 		}
 		out.Answers = append(out.Answers, got)
 	}
-	if r.Kind == round.Split {
+	if r.Kind == round.Split && !state.Ended() {
 		k, err := s.kept(ctx, r)
 		if err != nil {
 			return nil, err
@@ -172,20 +174,6 @@ func (s rounds) status(ctx context.Context, now time.Time, who request) (*bullav
 		out.Manifest = &bullav1.SignedManifest{Manifest: k.Manifest, Key: k.Key, Signature: k.Signature}
 	}
 	return out, nil
-}
-
-// words adds what a holder signed, from the event that recorded it.
-func (s rounds) words(ctx context.Context, a round.Answer, to *bullav1.RoundAnswer) error {
-	at, err := s.ledger.Find(ctx, a.Event)
-	if err != nil {
-		return err
-	}
-	said, ok := at.Event.Body.(event.RoundApproved)
-	if !ok || said.Holder != a.Holder {
-		return fmt.Errorf("event %s: %w: it is not the approval of %s", a.Event, ledger.ErrTampered, a.Holder)
-	}
-	to.Instance, to.Approval, to.Share, to.Binding, to.Chain = said.Instance, said.Approval, said.Share, said.Binding, said.Chain
-	return nil
 }
 
 // CloseRound ends a round by its requester's word.
@@ -218,6 +206,9 @@ func (s rounds) close(ctx context.Context, now time.Time, who request) (round.St
 	bad := slices.Clone(in.GetBad())
 	slices.Sort(bad)
 	err = s.record(ctx, event.New(now, r.Principal, event.RoundClosed{Round: r.ID, Combined: in.GetCombined(), Bad: slices.Compact(bad)}))
+	if err == nil {
+		return to, s.abandoned(ctx, now, r.ID)
+	}
 	if !errors.Is(err, ledger.ErrTransition) {
 		return to, err
 	}
@@ -226,7 +217,7 @@ func (s rounds) close(ctx context.Context, now time.Time, who request) (round.St
 		return "", err
 	}
 	if again.State == to {
-		return to, nil
+		return to, s.abandoned(ctx, now, r.ID)
 	}
 	return "", refuse(codes.FailedPrecondition, checkRound, "the round is %s", again.StateAt(now))
 }
@@ -357,6 +348,9 @@ func (s rounds) whole(ctx context.Context, now time.Time, r round.Round, reader 
 			return nil, fmt.Errorf("event %s: %w: it opened no round", r.Event, ledger.ErrTampered)
 		}
 		out.Request = callReply(b.Custody.Request)
+		if state.Ended() { // what lay beside the ledger for it is gone
+			return out, nil
+		}
 		k, err := s.kept(ctx, r)
 		if err != nil {
 			return nil, err
@@ -433,7 +427,7 @@ func (b *Broker) sweepRounds(ctx context.Context, now time.Time) error {
 					oldest = at
 				}
 				b.expireAt(r.Expires.Time())
-			} else if err := b.record(ctx, event.New(now, r.Principal, event.RoundExpired{Round: r.ID})); err != nil && !errors.Is(err, ledger.ErrTransition) {
+			} else if err := b.expireRound(ctx, now, r); err != nil {
 				b.expireAt(now)
 				return err
 			}

@@ -65,9 +65,13 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterSecretsServer(s, secrets{Broker: b})
 	bullav1.RegisterSessionsServer(s, sessions{Broker: b})
 	bullav1.RegisterRevocationsServer(s, revocations{Broker: b})
+	bullav1.RegisterStoriesServer(s, stories{Broker: b})
 	bullav1.RegisterDevicesServer(s, devices{Broker: b})
 	bullav1.RegisterPoliciesServer(s, policies{Broker: b})
+	bullav1.RegisterRevisionsServer(s, revisions{Broker: b})
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
+	bullav1.RegisterProofsServer(s, prover{Broker: b})
+	bullav1.RegisterQuestionsServer(s, questions{Broker: b})
 	bullav1.RegisterErasuresServer(s, erasures{Broker: b})
 	healthpb.RegisterHealthServer(s, health{Broker: b})
 	return s

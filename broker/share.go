@@ -53,7 +53,7 @@ func (s rounds) part(ctx context.Context, now time.Time, who request, action pol
 	if device.id != "" && device.result.HardwareBound() {
 		signals.Principal.Level = policy.LevelHighAssurance
 	}
-	said, err := s.external(ctx, now, who, device)
+	said, err := s.external(ctx, now, who, device.id)
 	if err != nil {
 		return part{}, err
 	}
@@ -120,6 +120,9 @@ func (s rounds) fetch(ctx context.Context, now time.Time, who request) (*bullav1
 		return nil, s.rejectRequest(ctx, now, who, checkRound, p.round.ID.String(), "the broker has no share for this round")
 	}
 	k, err := s.kept(ctx, p.round)
+	if errors.Is(err, ledger.ErrNotFound) { // it has ended since
+		return nil, s.rejectRequest(ctx, now, who, checkRound, p.round.ID.String(), "the round is over")
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -226,6 +229,9 @@ func (s rounds) take(ctx context.Context, now time.Time, who request) (*bullav1.
 		return nil, s.rejectRequest(ctx, now, who, checkRound, p.round.ID.String(), "the round is over, you have answered it, or you asked for it yourself")
 	}
 	if err != nil {
+		return nil, err
+	}
+	if err := s.abandoned(ctx, now, p.round.ID); err != nil { // where it was the last no
 		return nil, err
 	}
 	r, _, err := s.ledger.Round(ctx, p.round.ID)

@@ -34,6 +34,11 @@ type ask struct {
 	factors   []policy.Factor // verified, of what was shown
 }
 
+// maxAsk is the largest payload of a delivery without the tokens that it shows, in bytes: a name, a hybrid key, a few
+// numbers, and room. The format lets a field stand there again and again, and the payload goes on the record with a
+// round, and to all who take part in it.
+const maxAsk = 4 << 10
+
 // ask parses the payload strictly.
 func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, error) {
 	bad := func(format string, args ...any) (ask, error) {
@@ -42,6 +47,13 @@ func (b *Broker) ask(ctx context.Context, now time.Time, who request) (ask, erro
 	var in bullav1.DeliverRequest
 	if err := strictProto(who.payload, &in); err != nil {
 		return bad("the payload is not a DeliverRequest")
+	}
+	size := len(who.payload)
+	for _, f := range in.GetFactors() {
+		size -= len(f.GetToken())
+	}
+	if size > maxAsk {
+		return bad("the payload is larger than a DeliverRequest can be")
 	}
 	name, err := secret.ParseName(in.GetName())
 	if err != nil {
@@ -157,6 +169,15 @@ func (b *Broker) target(ctx context.Context, asked ask) (target, error) {
 // decide asks a revision, the active one. A caller who went away in the meantime gets no verdict: it would count
 // against somebody who was denied nothing.
 func (b *Broker) decide(ctx context.Context, active *active, s policy.Signals, said external) (verdict, error) {
+	v, err := b.judge(ctx, active, s, said)
+	if err == nil {
+		b.watched(active, s, v.decision)
+	}
+	return v, err
+}
+
+// judge is decide for what is nobody's call: no shadow looks at it.
+func (b *Broker) judge(ctx context.Context, active *active, s policy.Signals, said external) (verdict, error) {
 	d := b.engine.Decide(ctx, active.revision, s)
 	if err := ctx.Err(); err != nil {
 		return verdict{}, err

@@ -101,6 +101,7 @@ func (b *Broker) endDevices(ctx context.Context) error {
 // Run does the broker's background work until ctx ends: telling those who watch, sweeping, and what tend does.
 func (b *Broker) Run(ctx context.Context) {
 	var wg sync.WaitGroup
+	defer b.pauseShadow() // when nobody is left who could start it again
 	defer wg.Wait()
 	wg.Go(func() { b.hub.run(ctx, b.reattests.saw) })
 	if err := b.endDevices(ctx); err != nil && ctx.Err() == nil {

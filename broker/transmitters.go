@@ -43,7 +43,8 @@ type Transmitter struct {
 	SPIFFESubjects bool
 }
 
-// The allowance of what comes to a transmitter's address, whoever sends it: a signature is verified for each.
+// The allowance of what comes to a transmitter's address with its bearer token, or, where it has none, whoever sends it:
+// a signature is verified for each.
 const (
 	pushesPerSecond = 100
 	pushesBurst     = 200
@@ -167,14 +168,14 @@ func (b *Broker) push(r *http.Request, t *sender) error {
 
 // taken goes from the cheap checks to the dear ones, then records the signal and ends what it ends.
 func (b *Broker) taken(r *http.Request, now time.Time, t *sender) error {
-	if !t.pushes.AllowN(now, 1) {
-		return &pushFault{status: http.StatusTooManyRequests, code: pushDenied, text: "too many tokens: send it again later", quiet: true}
-	}
 	if kind, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); err != nil || kind != "application/secevent+jwt" {
 		return notTaken(pushInvalidRequest, "the body has to be application/secevent+jwt")
 	}
 	if err := t.authentic(r); err != nil {
 		return err
+	}
+	if !t.pushes.AllowN(now, 1) { // only here: where there is a bearer token, strangers can't use it up
+		return &pushFault{status: http.StatusTooManyRequests, code: pushDenied, text: "too many tokens: send it again later", quiet: true}
 	}
 	body, err := io.ReadAll(io.LimitReader(r.Body, token.MaxSize+1))
 	if err != nil {
@@ -250,7 +251,7 @@ func (b *Broker) heed(ctx context.Context, now time.Time, t *sender, claims toke
 	commit := ledgerCommit(received)
 	// A token is refused for its age once it is older than MaxAge: so long its id has to be remembered.
 	commit.Request = &ledger.Request{
-		Key: signalKey(claims), Owner: claims.Digest, Expires: claims.IssuedAt.Add(t.Issuer.MaxAge() + token.Skew + time.Second),
+		Key: signalKey(t, claims), Owner: claims.Digest, Expires: claims.IssuedAt.Add(t.Issuer.MaxAge() + token.Skew + time.Second),
 	}
 	commit.Counters = []ledger.Counter{hourly("signals/"+t.Name, now, t.MaxSignals)}
 	_, err := b.ledger.Commit(ctx, commit)
@@ -267,7 +268,7 @@ func (b *Broker) heed(ctx context.Context, now time.Time, t *sender, claims toke
 		return nil
 	}
 	for _, target := range body.Targets { // to its end, whether the transmitter waits or not
-		if err := b.settle(context.WithoutCancel(ctx), t, received.ID, target, received.Time.Time()); err != nil {
+		if err := b.settle(context.WithoutCancel(ctx), t, received.ID, target, b.now()); err != nil {
 			b.senders.behind.Store(true)
 			return err
 		}
@@ -287,15 +288,17 @@ func subjectOf(targets []string) string {
 	return id
 }
 
-func signalKey(c token.Claims) string {
-	id := sha256.Sum256([]byte("bulla-signal/v1\x00" + c.Issuer + "\x00" + c.ID))
+// signalKey is by the transmitter as well: two of one issuer can have other powers, and what one of them has taken must
+// not keep it from the other.
+func signalKey(t *sender, c token.Claims) string {
+	id := sha256.Sum256([]byte("bulla-signal/v2\x00" + t.Name + "\x00" + c.Issuer + "\x00" + c.ID))
 	return fmt.Sprintf("signal/%x", id)
 }
 
 // again is the answer to a token whose id was seen: the very same one was taken before. Sessions that it ended and that
 // could not all be ended then are ended before it is acknowledged.
 func (b *Broker) again(ctx context.Context, t *sender, claims token.Claims, targets []string) error {
-	before, err := b.ledger.Request(ctx, signalKey(claims))
+	before, err := b.ledger.Request(ctx, signalKey(t, claims))
 	switch {
 	case err != nil:
 		return err
@@ -311,7 +314,7 @@ func (b *Broker) again(ctx context.Context, t *sender, claims token.Claims, targ
 			if a.Transmitter != t.Name || a.Revokes != ledger.RevocationPending {
 				continue
 			}
-			if err := b.settle(context.WithoutCancel(ctx), t, a.Signal, target, a.At.Time()); err != nil {
+			if err := b.settle(context.WithoutCancel(ctx), t, a.Signal, target, a.At.Time().Add(sideBySide)); err != nil {
 				return err
 			}
 		}
@@ -323,12 +326,12 @@ func hourly(key string, now time.Time, most uint32) ledger.Counter {
 	return ledger.Counter{Key: key, Window: now.Truncate(time.Hour), Length: time.Hour, Max: most}
 }
 
-// settle ends the sessions of a target that were issued up to at, as far as the transmitter's limit goes, and records
-// how far that was.
-func (b *Broker) settle(ctx context.Context, t *sender, signal event.ID, target string, at time.Time) error {
+// settle ends the sessions of a target that were issued until then, a moment after the signal's commit, as far as the
+// transmitter's limit goes, and records how far that was.
+func (b *Broker) settle(ctx context.Context, t *sender, signal event.ID, target string, until time.Time) error {
 	now := b.now()
 	reason := fmt.Sprintf("signal %s of transmitter %s", signal, t.Name)
-	ended, held, err := b.endTarget(ctx, now, target, at, func(s session.Session) ledger.Commit {
+	ended, held, err := b.endTarget(ctx, target, until, func(s session.Session) ledger.Commit {
 		c := ledgerCommit(event.New(now, s.Principal, event.SessionRevoked{Session: s.ID, Reason: reason}))
 		c.Counters = []ledger.Counter{hourly("signal-sessions/"+t.Name, now, t.MaxSessions)}
 		return c
@@ -343,8 +346,8 @@ func (b *Broker) settle(ctx context.Context, t *sender, signal event.ID, target 
 	return b.record(ctx, event.New(now, "", event.SignalSettled{Signal: signal, Transmitter: t.Name, Target: target, Ended: uint32(ended), Held: held}))
 }
 
-// endTarget commits end for each live session of a target that was issued up to at, a page at a time.
-func (b *Broker) endTarget(ctx context.Context, now time.Time, target string, at time.Time, end func(session.Session) ledger.Commit) (ended int, held bool, err error) {
+// endTarget commits end for each live session of a target that was issued until then, a page at a time.
+func (b *Broker) endTarget(ctx context.Context, target string, until time.Time, end func(session.Session) ledger.Commit) (ended int, held bool, err error) {
 	query := ledger.SessionQuery{States: liveStates(), Max: sweepChunk}
 	kind, name, _ := strings.Cut(target, "/")
 	switch kind {
@@ -359,9 +362,10 @@ func (b *Broker) endTarget(ctx context.Context, now time.Time, target string, at
 			return ended, held, err
 		}
 		var due []session.Session
+		now := b.now()
 		for _, s := range page {
 			ofDomain := kind != "domain" || strings.HasPrefix(s.Principal, "spiffe://"+name+"/")
-			if ofDomain && !s.StateAt(now).Ended() && !s.Issued.Time().After(at) {
+			if ofDomain && !s.StateAt(now).Ended() && foregoing(s, until, now) {
 				due = append(due, s)
 			}
 		}
@@ -439,7 +443,7 @@ func (b *Broker) endSignals(ctx context.Context) error {
 		if !ok || a.Revokes != ledger.RevocationPending {
 			return nil
 		}
-		return b.settle(ctx, t, a.Signal, target, a.At.Time())
+		return b.settle(ctx, t, a.Signal, target, a.At.Time().Add(sideBySide))
 	})
 }
 

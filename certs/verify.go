@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	maxChain   = 8    // certificates that a peer may send
-	minRSABits = 2048 // of the key in a leaf
+	maxChain     = 8        // certificates that a peer may send
+	maxChainSize = 32 << 10 // bytes of all of them; TLS takes 256 KiB, and chains are kept as evidence
+	minRSABits   = 2048     // of the key in a leaf
 )
 
 // Verify judges chain (the leaf first) against bundles as of now, with the strict rules of the package comment, and
@@ -79,10 +80,15 @@ func checkPresent(chain []*x509.Certificate) error {
 	if len(chain) > maxChain {
 		return fmt.Errorf("%w: chain of %d certificates, the most is %d", ErrUntrusted, len(chain), maxChain)
 	}
+	size := 0
 	for _, c := range chain {
 		if c == nil || len(c.Raw) == 0 {
 			return fmt.Errorf("%w: a certificate of the chain was never parsed", ErrUntrusted)
 		}
+		size += len(c.Raw)
+	}
+	if size > maxChainSize {
+		return fmt.Errorf("%w: chain of %d bytes, the most is %d", ErrUntrusted, size, maxChainSize)
 	}
 	return nil
 }

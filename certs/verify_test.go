@@ -109,6 +109,18 @@ func TestVerifyRefusesForeignSigners(t *testing.T) {
 			t.Errorf("%s: %q, %v; want ErrUntrusted", name, id, err)
 		}
 	}
+	// A peer chooses what it sends along, and whoever verified it keeps all of that.
+	junk := namesake.Intermediate(t, func(c *x509.Certificate) { c.DNSNames = []string{strings.Repeat("a", 5<<10)} })
+	heavy := good.Certificates[:1:1]
+	for len(heavy) < 8 {
+		heavy = append(heavy, junk.Certificate)
+	}
+	if _, err := certs.Verify(heavy, ca.Bundle(), time.Now()); !errors.Is(err, certs.ErrUntrusted) || !strings.Contains(err.Error(), "bytes") {
+		t.Errorf("a chain of 35 KiB: %v; want ErrUntrusted", err)
+	}
+	if _, err := certs.Verify(heavy[:6], ca.Bundle(), time.Now()); err != nil {
+		t.Errorf("a chain of 26 KiB: %v", err)
+	}
 	nested := ca.Intermediate(t, nil).Intermediate(t, nil).Issue(t, xtest.Leaf{ID: workload})
 	if _, err := certs.Verify(nested.Certificates, ca.Bundle(), time.Now()); err != nil {
 		t.Errorf("a nested chain: %v", err)

@@ -209,6 +209,9 @@ func (w *collection) zero() {
 
 // take looks at the answers that are new, and says whether the key is complete.
 func (w *collection) take(reply *bullav1.RoundStatusReply) (bool, []string, error) {
+	if w.manifest == nil && reply.GetManifest() == nil { // the round has ended
+		return false, w.bad, nil
+	}
 	if w.manifest == nil {
 		m, err := w.client.manifestOf(w.of.opened, reply.GetManifest())
 		if err != nil {

@@ -158,6 +158,14 @@ func (s *Secret) zero() {
 	s.opened.Wipe()
 }
 
+// Reply is what of the delivery can be kept to hold it against the record later: see proofs.Reply.
+func (s *Secret) Reply() proofs.Reply {
+	id, _ := event.ParseID(s.SessionID) // the envelope's context holds it
+	return proofs.Reply{
+		Session: id, Index: s.LogIndex, EnvelopeDigest: s.replyDigest, ReplySalt: s.replySalt, EventCommitment: s.leafEvent,
+	}
+}
+
 // VerifyInclusion asks the log for the proof that this delivery is in it, as it was delivered, and checks it
 // with Config.LogKey, and that the tree extends the newest one that this client has seen. A broker that left the
 // delivery out, or began another log, can't answer.

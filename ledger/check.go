@@ -44,7 +44,7 @@ func (r *Report) add(what string, format string, args ...any) {
 // Check replays all events of a snapshot and compares what they make with what the store holds: every event
 // has its index without a gap, opens, is what its leaf commits to, and fits the state before it; no id
 // occurs twice; every projection row is the one that the events make, and there is no other; every blob that
-// an event names is there with its digest. It errs only when the snapshot can't be read.
+// an event names, and none has dropped since, is there with its digest. It errs only when the snapshot can't be read.
 //
 // Request rows and counters are no projections and are not looked at. Memory: the rows, except that of a
 // session that has ended only a digest is kept, once no event can change it any more.
@@ -61,7 +61,8 @@ func newChecker(snap Snapshot, keys *keyring.Ring, progress func(done, total int
 	return &checker{
 		snap: snap, progress: progress, opener: newOpener(keys, snap), report: Report{Differences: []Difference{}},
 		rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}, gone: map[event.ID]struct{}{},
-		watch: func(Stored, Entry, *checkTx) {}, read: func(*checker) {},
+		rounds: map[string]event.Digest{},
+		watch:  func(Stored, Entry, *checkTx) {}, read: func(*checker) {},
 	}
 }
 
@@ -73,6 +74,11 @@ func (c *checker) run(ctx context.Context) (Report, error) {
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
+			return Report{}, fmt.Errorf("check ledger: %w", err)
+		}
+	}
+	for key, digest := range c.rounds {
+		if err := c.blob(ctx, key, digest); err != nil {
 			return Report{}, fmt.Errorf("check ledger: %w", err)
 		}
 	}
@@ -93,9 +99,10 @@ type checker struct {
 	opener   *opener
 	report   Report
 
-	rows  map[RowKey]Row
-	ended map[event.ID]endedRow
-	ids   map[event.ID]struct{}
+	rows   map[RowKey]Row
+	ended  map[event.ID]endedRow
+	ids    map[event.ID]struct{}
+	rounds map[string]event.Digest // blobs that a later event may drop
 
 	gone map[event.ID]struct{} // sessions that an event erases, wherever it stands
 
@@ -189,7 +196,12 @@ func (c *checker) event(ctx context.Context, s Stored) error {
 	c.watch(s, e, tx)
 	tx.keep()
 	c.settle(e.Event.Time.Time())
-	if key, digest, ok := BlobFor(e.Event.Body); ok {
+	key, digest, ok := BlobFor(e.Event.Body)
+	if _, round := e.Event.Body.(event.SessionIssued); ok && round {
+		c.rounds[key] = digest
+		return nil
+	}
+	if ok {
 		return c.blob(ctx, key, digest)
 	}
 	return nil
@@ -311,6 +323,7 @@ type checkTx struct {
 	c        *checker
 	puts     map[RowKey]Row
 	sessions map[RowKey]session.Session
+	drops    []string
 }
 
 func (t *checkTx) Get(key RowKey) (Row, error) {
@@ -344,7 +357,15 @@ func (t *checkTx) PutSession(s session.Session, row Row) error {
 	return t.Put(row)
 }
 
+func (t *checkTx) DropBlob(key string) error {
+	t.drops = append(t.drops, key)
+	return nil
+}
+
 func (t *checkTx) keep() {
+	for _, key := range t.drops {
+		delete(t.c.rounds, key)
+	}
 	for key, row := range t.puts {
 		s, ok := t.sessions[key]
 		switch {

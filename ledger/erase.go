@@ -132,6 +132,8 @@ func (p *planner) take(s Stored, e Entry, tx *checkTx) {
 			} else if known := p.sessions[id]; known == nil || known.volume != v {
 				v.uses = append(v.uses, id)
 			}
+		case key.Kind == KindDenial:
+			// It goes with the event, and its key would tell what was denied.
 		case slices.Contains(ownKinds, key.Kind):
 			v.own[key] = s.Index
 		default:

@@ -78,7 +78,7 @@ func checkErased(b event.SubjectErased, index int64) error {
 		return refuse("erasure of %q: a key of the subject, a reason, and earlier events are needed", b.Key)
 	}
 	for _, r := range b.Rows {
-		if _, ok := slices.BinarySearch(b.Indexes, r.Index); !ok || len(r.Value) == 0 != slices.Contains(ownKinds, Kind(r.Kind)) {
+		if _, ok := slices.BinarySearch(b.Indexes, r.Index); !ok || len(r.Value) == 0 != slices.Contains(ownKinds, Kind(r.Kind)) || Kind(r.Kind) == KindDenial {
 			return refuse("erasure of %s: it can't say what event %d did to %s %q", b.Key, r.Index, r.Kind, r.Key)
 		}
 	}

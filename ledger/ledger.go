@@ -209,6 +209,8 @@ func BlobFor(b event.Body) (key string, digest event.Digest, ok bool) {
 		return SecretBlob(b.RecordID), b.CiphertextDigest, true
 	case event.RevisionActivated:
 		return RevisionBlob(b.Digest), b.Digest, true
+	case event.RevisionStaged:
+		return RevisionBlob(b.Digest), b.Digest, true
 	case event.SessionIssued:
 		if b.Custody != nil {
 			return RoundBlob(b.Session), b.Custody.Shares, true

@@ -24,6 +24,8 @@ type ProjectionTx interface {
 	Put(row Row) error
 	// PutSession puts a KindSession row and says what it is indexed by: of an erased session, by nothing.
 	PutSession(s session.Session, row Row) error
+	// DropBlob takes a blob out of the store that no event to come is about. It need not be there.
+	DropBlob(key string) error
 }
 
 // Project applies the event with this index to the projections: the only way that they change. It is a pure
@@ -97,14 +99,31 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.attestationDemanded(b)
 	case event.RevisionSwept:
 		return p.revisionSwept(b)
+	case event.RevisionStaged:
+		return p.revisionStaged(b)
+	case event.RevisionProposed:
+		return p.revisionProposed(b, ev.ID)
+	case event.ShadowStarted:
+		return p.shadowStarted(b)
+	case event.ShadowEnded:
+		return p.shadowEnded(b)
+	case event.TrustObserved:
+		return p.trustObserved(b)
+	case event.DecisionDenied:
+		return p.denied(b.Principal, b.Decision.Signals)
+	case event.AttestationRefused:
+		return p.denied(b.Principal, nil)
+	case event.RefusalsCounted:
+		return p.denied(b.Principal, nil)
+	case event.RequestRefused:
+		return p.denied(b.Principal, nil)
 	case event.SubjectErased:
 		return p.subjectErased(b, index)
 	case event.HoldPlaced:
 		return p.holdPlaced(b)
 	case event.HoldReleased:
 		return p.holdReleased(b)
-	case event.Genesis, event.InstanceBound, event.AttestationRefused, event.DecisionDenied, event.OperationPermitted, event.RefusalsCounted,
-		event.RequestRefused, event.SignalRefused:
+	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.OperationPermitted, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}
 	return refuse("no projection knows %T", ev.Body)
@@ -345,8 +364,11 @@ func (p projection) revisionActivated(b event.RevisionActivated) error {
 	if b.Digest.IsZero() || b.Sequence != active.Sequence+1 || b.Previous != active.Digest {
 		return refuse("revision %d (%s after %q) does not follow the active one, %d (%q)", b.Sequence, b.Digest, b.Previous, active.Sequence, active.Digest)
 	}
-	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject}
+	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject, b.Rollback, b.Key, b.Report}
 	if err := put(p, KindRevision, b.Digest.String(), r); err != nil {
+		return err
+	}
+	if err := put(p, KindActivation, activationKey(b.Sequence), Activation{b.Sequence, b.Digest, p.seq - 1, p.time}); err != nil {
 		return err
 	}
 	return put(p, KindRevision, ActiveRevision, r)

@@ -56,6 +56,8 @@ func (tab *table) PutSession(s session.Session, row ledger.Row) error {
 	return tab.Put(row)
 }
 
+func (tab *table) DropBlob(string) error { return nil }
+
 func (tab *table) apply(e event.Event) error {
 	tab.puts = map[ledger.RowKey]ledger.Row{}
 	if err := ledger.Project(tab, tab.index, e); err != nil {
@@ -137,6 +139,12 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SessionsWiped{},
 		event.AttestationDemanded{},
 		event.RevisionSwept{},
+		event.RevisionStaged{},
+		event.RevisionProposed{},
+		event.ShadowStarted{},
+		event.ShadowDiffered{},
+		event.ShadowEnded{},
+		event.TrustObserved{},
 		event.SubjectErased{},
 		event.HoldPlaced{},
 		event.HoldReleased{},
@@ -150,13 +158,22 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		t.Errorf("types that this test does not know: %v", left)
 	}
 	tab := newTable(t)
-	for _, body := range []event.Body{
-		event.AttestationRefused{}, event.DecisionDenied{}, event.OperationPermitted{}, event.RefusalsCounted{}, event.RequestRefused{},
+	for i, body := range []event.Body{
+		event.OperationPermitted{}, event.SignalRefused{}, event.AttestationRefused{}, event.DecisionDenied{}, event.RefusalsCounted{}, event.RequestRefused{},
 	} {
 		before := len(tab.rows)
 		tab.must(t, now(body))
-		if len(tab.puts) != 0 || len(tab.rows) != before {
-			t.Errorf("%T changed something", body)
+		for _, row := range tab.puts {
+			if row.Kind != ledger.KindDenial {
+				t.Errorf("%T changed something: %v", body, row.RowKey)
+			}
+		}
+		want := before
+		if i > 1 {
+			want++ // where it is in the log
+		}
+		if len(tab.rows) != want {
+			t.Errorf("%T made %d rows", body, len(tab.rows)-before)
 		}
 	}
 	tab.refuse(t, unknown{})

@@ -9,7 +9,8 @@ import (
 	"github.com/bulla-project/bulla/round"
 )
 
-// RoundBlob is the key of the blob that holds the manifest and the sealed shares of a round.
+// RoundBlob is the key of the blob that holds the manifest and the sealed shares of a round. It goes with the event that
+// ends the round.
 func RoundBlob(id event.ID) string { return "round/" + id.String() }
 
 // Round returns a round by its id.
@@ -63,6 +64,12 @@ func (p projection) round(id event.ID, ev event.Event) error {
 	}
 	if r, err = round.Apply(r, ev); err != nil {
 		return refuse("%w", err)
+	}
+	// Nobody asks for the shares of a round that has ended. Where the holders have them there is only the manifest.
+	if r.Kind == round.Split && r.State.Ended() && !r.Source {
+		if err := p.tx.DropBlob(RoundBlob(r.ID)); err != nil {
+			return err
+		}
 	}
 	return put(p, KindRound, id.String(), r)
 }

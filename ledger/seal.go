@@ -32,7 +32,7 @@ type Entry struct {
 	ReplySalt event.Salt
 	Reply     event.Digest // zero: there was none
 	Encoding  []byte
-	// Erased is the index of the event that erased this one: of it nothing but Index and Leaf is left. 0: it was not.
+	// Erased is the index of the event that erased this one: of it nothing but Index, Leaf and the id is left. 0: it was not.
 	Erased int64
 }
 
@@ -221,7 +221,7 @@ func (o *opener) open(ctx context.Context, s Stored) (Entry, error) {
 	if errors.Is(err, ErrNotFound) {
 		var by *erased
 		if by, err = o.erasure(ctx, s); err == nil {
-			return Entry{Index: s.Index, Leaf: s.Leaf, Erased: by.index}, nil
+			return Entry{Index: s.Index, Leaf: s.Leaf, Event: event.Event{ID: s.ID}, Erased: by.index}, nil
 		}
 	}
 	if err != nil {

@@ -67,6 +67,9 @@ type Revision struct {
 	Note      string       `json:"note,omitempty"`
 	Activated event.Time   `json:"activated_at"`
 	By        string       `json:"by,omitempty"`
+	Rollback  bool         `json:"rollback,omitempty"` // it was active before
+	Key       string       `json:"key,omitempty"`      // bundle key under which its signature verified
+	Report    event.Digest `json:"report,omitzero"`
 }
 
 // Key is the projection of an envelope signing key.

@@ -75,6 +75,18 @@ const (
 	KindDemand Kind = "demand"
 	// KindSweep has one row, ActiveRevision, which holds Sweep.
 	KindSweep Kind = "sweep"
+	// KindStaged rows hold Staged, by digest.
+	KindStaged Kind = "staged"
+	// KindProposal has one row, ActiveRevision, which holds Proposal.
+	KindProposal Kind = "proposal"
+	// KindShadow has one row, ActiveRevision, which holds Shadow.
+	KindShadow Kind = "shadow"
+	// KindTrust rows hold Trust, by the digest of the bundle.
+	KindTrust Kind = "trust"
+	// KindDenial rows hold Denial, by scope, value and index.
+	KindDenial Kind = "denial"
+	// KindActivation rows hold Activation, by sequence.
+	KindActivation Kind = "activation"
 	// KindErasure rows hold Erasure, by the name of the key that was destroyed.
 	KindErasure Kind = "erasure"
 	// KindHold rows hold Hold, by HoldKey.
@@ -85,7 +97,8 @@ const (
 func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
-		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindErasure, KindHold,
+		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow, KindTrust,
+		KindDenial, KindActivation, KindErasure, KindHold,
 	}
 }
 
@@ -104,6 +117,8 @@ type Row struct {
 	RowKey
 	Value []byte
 	Seq   int64
+	// Opened is set by Snapshot.Sessions: the index of the event that opened the session.
+	Opened int64
 	// Fault is set by Snapshot.Rows when the columns by which the store finds the row disagree with Value.
 	Fault string
 
@@ -223,8 +238,8 @@ type Stored struct {
 // Append applies the records in order inside ONE transaction. For each: the event's id and the request key
 // are free, the preconditions hold, the counters are below their limits, Project applies; then event row,
 // projection rows, blob, subject key and request row are written. An event.SubjectErased also takes away its key (for
-// good: a record that would bring it back gets ErrSubjectKey), the request rows of its events and the RoundBlob of its
-// sessions; it is refused with ErrPrecondition if there is no such key, or an event under it at or after Seen. Nothing
+// good: a record that would bring it back gets ErrSubjectKey), the request rows of its events, their KindDenial rows,
+// which no event names, and the RoundBlob of its sessions; it is refused with ErrPrecondition if there is no such key, or an event under it at or after Seen. Nothing
 // of what was taken away stays in a file of the store once every snapshot from before is closed. A record that is refused leaves nothing
 // and does not disturb the others. When Append returns a nil error, everything it reports as done is
 // durable. An error that wraps ErrNotApplied left nothing of the whole batch; after any other one nothing is
@@ -255,6 +270,12 @@ type Snapshot interface {
 	// Sessions lists up to q.Max sessions that match, the newest first; what was due first comes first
 	// in a query by time.
 	Sessions(ctx context.Context, q SessionQuery) ([]Row, error)
+	// Scan passes all sessions that match to f, in an order that is the store's own; each row is good until f returns.
+	// Of q it knows Principal, Secret, Device, From and Below.
+	Scan(ctx context.Context, q SessionQuery, f func(Row) error) error
+	// Recipients passes each delivery of a secret, from index from on and below index below, to f: by principal, and
+	// for each by index.
+	Recipients(ctx context.Context, secret string, from, below int64, f func(principal string, index int64) error) error
 	// Events lists up to max events from index from, in order.
 	Events(ctx context.Context, from int64, max int) ([]Stored, error)
 	// Leaves is Events with nothing but index and leaf: the log integrates all of them all the time.
@@ -283,7 +304,10 @@ type SessionQuery struct {
 	// ReceiptBefore selects issued sessions whose receipt was due at or before it, and that live on.
 	ReceiptBefore time.Time
 	Before        string // session id: continue a listing below it; not for queries by time
-	Max           int    // at most MaxPage, which 0 stands for
+	// From and Below select sessions that an event from index From on and below index Below opened. A Below of 0
+	// stands for no limit.
+	From, Below int64
+	Max         int // at most MaxPage, which 0 stands for
 }
 
 // MaxPage is the largest number of rows or events that one call returns.

@@ -98,12 +98,21 @@ func (l *Ledger) EndUnreceipted(ctx context.Context, now time.Time, max int, rea
 
 // RevokeSessions ends those of the sessions that have not ended yet, in chunks, and returns them.
 func (l *Ledger) RevokeSessions(ctx context.Context, now time.Time, ids []event.ID, reason string, order event.ID) (ended []event.ID, err error) {
+	return l.RevokeAs(ctx, now, ids, func(ids []event.ID) event.SessionsRevoked {
+		return event.SessionsRevoked{Sessions: ids, Reason: reason, Revocation: order}
+	})
+}
+
+// RevokeAs is RevokeSessions with events of the caller's making; body is called for each chunk, by several goroutines.
+func (l *Ledger) RevokeAs(
+	ctx context.Context, now time.Time, ids []event.ID, body func([]event.ID) event.SessionsRevoked,
+) (ended []event.ID, err error) {
 	for together := range slices.Chunk(ids, sweepTogether*sweepChunk) {
 		var wg sync.WaitGroup
 		var mu sync.Mutex // guards ended and err
 		for chunk := range slices.Chunk(together, sweepChunk) {
 			wg.Go(func() {
-				done, failure := l.revokeThese(ctx, now, chunk, reason, order)
+				done, failure := l.revokeThese(ctx, now, chunk, body)
 				mu.Lock()
 				defer mu.Unlock()
 				ended, err = append(ended, done...), errors.Join(err, failure)
@@ -118,8 +127,8 @@ func (l *Ledger) RevokeSessions(ctx context.Context, now time.Time, ids []event.
 }
 
 // revokeThese commits one event. A session that has ended spoils it, so it is looked for by halves and left out.
-func (l *Ledger) revokeThese(ctx context.Context, now time.Time, ids []event.ID, reason string, order event.ID) ([]event.ID, error) {
-	_, err := l.Commit(ctx, Commit{Event: event.New(now, "", event.SessionsRevoked{Sessions: ids, Reason: reason, Revocation: order})})
+func (l *Ledger) revokeThese(ctx context.Context, now time.Time, ids []event.ID, body func([]event.ID) event.SessionsRevoked) ([]event.ID, error) {
+	_, err := l.Commit(ctx, Commit{Event: event.New(now, "", body(ids))})
 	switch {
 	case err == nil:
 		return ids, nil
@@ -128,10 +137,10 @@ func (l *Ledger) revokeThese(ctx context.Context, now time.Time, ids []event.ID,
 	case len(ids) == 1:
 		return nil, nil
 	}
-	first, err := l.revokeThese(ctx, now, ids[:len(ids)/2], reason, order)
+	first, err := l.revokeThese(ctx, now, ids[:len(ids)/2], body)
 	if err != nil {
 		return first, err
 	}
-	second, err := l.revokeThese(ctx, now, ids[len(ids)/2:], reason, order)
+	second, err := l.revokeThese(ctx, now, ids[len(ids)/2:], body)
 	return append(slices.Clip(first), second...), err
 }

@@ -41,7 +41,8 @@ var (
 
 // Pack reads a bundle from a file system and returns its canonical archive. The bundle consists of
 // manifest.yaml, risk.yaml, zones.yaml, references.yaml, canaries.yaml, rego/*.rego and data/*.yaml; any
-// other file is refused, so that nothing that looks like policy is silently left out. Pack does not judge
+// other file is refused, so that nothing that looks like policy is silently left out; only SignatureFile, which
+// ReadSignature reads, is no part of the archive, so that a digest is that of the content. Pack does not judge
 // the content, Load does.
 //
 // The archive is a label line, then each file in the order of the names: "NAME SIZE\n", the bytes, "\n".
@@ -60,6 +61,9 @@ func Pack(fsys fs.FS) ([]byte, error) {
 		case !d.Type().IsRegular():
 			return fmt.Errorf("%w: %s is not a regular file", ErrArchive, name)
 		}
+		if name == SignatureFile { // it is about the files, and none of them
+			return nil
+		}
 		if err := checkName(name); err != nil {
 			return err
 		}
@@ -76,6 +80,11 @@ func Pack(fsys fs.FS) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the policy bundle: %w", err)
 	}
+	return packFiles(files)
+}
+
+// packFiles makes the archive of files whose names and sizes were checked.
+func packFiles(files map[string][]byte) ([]byte, error) {
 	if err := checkComplete(files); err != nil {
 		return nil, err
 	}

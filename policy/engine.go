@@ -34,6 +34,10 @@ const (
 	stuckPerWorker = 2
 	// queueLimit times the limit is how long a request waits for a worker.
 	queueLimit = 5
+
+	// The faults that are not the policy's: see OfEngine.
+	faultClosed = "the policy engine is closed"
+	faultPanic  = "the evaluator failed: "
 )
 
 // Engine evaluates on a few long-lived goroutines: a fresh one, as a gRPC handler has, would grow its stack
@@ -134,13 +138,13 @@ func (e *Engine) Decide(ctx context.Context, rev *Revision, s Signals) Decision 
 	defer wait.Stop()
 	select {
 	case <-e.closed: // checked first, since select would choose at random
-		return e.refuse(j, "the policy engine is closed", false)
+		return e.refuse(j, faultClosed, false)
 	default:
 	}
 	select {
 	case e.jobs <- j:
 	case <-e.closed:
-		return e.refuse(j, "the policy engine is closed", false)
+		return e.refuse(j, faultClosed, false)
 	case <-ctx.Done():
 		return e.refuse(j, errEnded.Error(), true)
 	case <-wait.C:

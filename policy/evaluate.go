@@ -44,7 +44,7 @@ func (r *Revision) judge(ctx context.Context, s Signals, cancel topdown.Cancel) 
 	start := time.Now()
 	defer func() {
 		if p := recover(); p != nil {
-			d = denial(fmt.Sprintf("the evaluator failed: %v", p))
+			d = denial(faultPanic + fmt.Sprint(p))
 		}
 		d.EvalDuration = time.Since(start)
 	}()
@@ -84,6 +84,11 @@ func (r *Revision) ask(ctx context.Context, input ast.Value, now int64, cancel t
 		rego.EvalExternalCancel(cancel),
 		rego.EvalMetrics(metrics.NoOp()),
 		rego.EvalGenerateJSON(rawTerm))
+	return answerOf(rs, err)
+}
+
+// answerOf decodes what an evaluation gave.
+func answerOf(rs rego.ResultSet, err error) (output, error) {
 	switch {
 	case topdown.IsCancel(err):
 		return output{}, errEnded
@@ -113,18 +118,14 @@ func endAfter(ctx context.Context, limit time.Duration) (cancel topdown.Cancel, 
 	}
 }
 
-// replayLimit is far above what a decision takes; a replay that reaches it is inconclusive.
-const replayLimit = 2 * time.Second
+// replayLimit is far above what a decision takes, also on a machine that stands still for a while; a replay that reaches
+// it is inconclusive.
+const replayLimit = 30 * time.Second
 
 // Replay judges recorded signals again, on the caller's goroutine. Under the same revision and engine
 // version, and if the recorded decision was not ended by a time limit, Canonical gives the recorded bytes.
 // Signals that are not in canonical form are an error and not a decision.
 func Replay(ctx context.Context, rev *Revision, recorded []byte) (Decision, error) {
-	s, err := ParseSignals(recorded)
-	if err != nil {
-		return Decision{}, err
-	}
-	cancel, stop := endAfter(ctx, replayLimit)
-	defer stop()
-	return rev.judge(ctx, s, cancel), nil
+	_, d, err := rev.JudgeRecorded(ctx, recorded)
+	return d, err
 }

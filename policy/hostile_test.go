@@ -22,7 +22,7 @@ import (
 // answer is a policy whose decision is the given term, whatever is asked.
 func answer(term string) map[string]string {
 	return map[string]string{
-		"rego/decision.rego": "package bulla\n\nimport rego.v1\n\ndecision := " + term + "\n", "rego/decision_test.rego": "", "rego/custody_test.rego": "",
+		"rego/decision.rego": "package bulla\n\nimport rego.v1\n\ndecision := " + term + "\n", "rego/decision_test.rego": "", "rego/custody_test.rego": "", "rego/second_person_test.rego": "",
 	}
 }
 
@@ -197,7 +197,7 @@ func TestAbuse_A30_hostile_revisions_are_refused(t *testing.T) {
 	canaries, members := string(files[fileCanaries]), string(files["data/members.yaml"])
 	deliver, decision := string(files["rego/deliver.rego"]), string(files["rego/decision.rego"])
 	noTests := func(m map[string]string) map[string]string {
-		m["rego/decision_test.rego"], m["rego/custody_test.rego"] = "", ""
+		m["rego/decision_test.rego"], m["rego/custody_test.rego"], m["rego/second_person_test.rego"] = "", "", ""
 		return m
 	}
 

@@ -15,8 +15,8 @@ import (
 // ledger, so that nobody who can only push a bundle can change them. Two hold always: the empty input is
 // denied, and a principal that the bundle does not know is denied everything.
 type Invariants struct {
-	// Security are the SPIFFE IDs of which at least one must still be able to activate a revision, if
-	// need be after a step-up. Without any the check is left out.
+	// Security are the SPIFFE IDs of which at least one must still be able to push a revision and to activate it,
+	// if need be after a step-up, or with the word of another one of them. Without any the check is left out.
 	Security []string
 	// Auditors are the SPIFFE IDs that may not be given any secret.
 	Auditors []string
@@ -118,21 +118,33 @@ func (p *prober) auditors(inv Invariants, b *bundle) {
 	}
 }
 
-// security: at least one can still activate a revision.
+// security: at least one can still push a revision and activate it, if need be with the word of another of them.
 func (p *prober) security(inv Invariants) {
-	if len(inv.Security) == 0 || p.ended {
+	if len(inv.Security) == 0 {
 		return
 	}
-	var last Decision
-	for _, id := range inv.Security {
-		for _, s := range p.variants(p.best(id, ActionPolicyPush, "", "")) {
+	for _, action := range []Action{ActionPolicyPush, ActionPolicyPromote} {
+		if last, ok := p.anyOf(inv.Security, action); !ok && !p.ended {
+			p.want(last, false, "one of %q must be able to do %s, if need be with the word of another one", inv.Security, action)
+		}
+	}
+}
+
+func (p *prober) anyOf(ids []string, action Action) (last Decision, ok bool) {
+	for _, id := range ids {
+		for _, s := range p.variants(p.best(id, action, "", "")) {
+			for _, other := range ids {
+				if other != id && len(s.Approvals) < maxProbeNames {
+					s.Approvals = append(s.Approvals, Approval{Principal: other, At: s.Now - second})
+				}
+			}
 			last = p.judge(s)
-			if last.Effect != Deny {
-				return
+			if p.ended || last.Effect == Permit || last.Effect == StepUp && last.Requires.Approval == nil {
+				return last, !p.ended
 			}
 		}
 	}
-	p.want(last, false, "one of %q must be able to do %s", inv.Security, ActionPolicyPush)
+	return last, false
 }
 
 // probeTime is Monday, 6 January 2025, 10:00 UTC.

@@ -25,33 +25,40 @@ type Action string
 
 // The actions.
 const (
-	ActionDeliver       Action = "deliver"
-	ActionSecretPut     Action = "secret.put"
-	ActionSecretShow    Action = "secret.show"
-	ActionSecretList    Action = "secret.list"
-	ActionSessionList   Action = "session.list"
-	ActionSessionShow   Action = "session.show"
-	ActionSessionRevoke Action = "session.revoke"
-	ActionDeviceEnroll  Action = "device.enroll"
-	ActionDeviceList    Action = "device.list"
-	ActionDeviceShow    Action = "device.show"
-	ActionDeviceRevoke  Action = "device.revoke"
-	ActionPolicyPush    Action = "policy.push"
-	ActionPolicyList    Action = "policy.list"
-	ActionPolicyShow    Action = "policy.show"
-	ActionPolicyCheck   Action = "policy.check"
-	ActionAuditTail     Action = "audit.tail"
-	ActionAuditExport   Action = "audit.export"
-	ActionAuditRebuild  Action = "audit.rebuild"
-	ActionDoctor        Action = "doctor"
-	ActionShareList     Action = "share.list"
-	ActionShareShow     Action = "share.show"
-	ActionShareFetch    Action = "share.fetch"
-	ActionShareApprove  Action = "share.approve"
-	ActionShareReject   Action = "share.reject"
-	ActionAuditErase    Action = "audit.erase"
-	ActionAuditHold     Action = "audit.hold"
-	ActionAuditHolds    Action = "audit.holds"
+	ActionDeliver        Action = "deliver"
+	ActionSecretPut      Action = "secret.put"
+	ActionSecretShow     Action = "secret.show"
+	ActionSecretList     Action = "secret.list"
+	ActionSessionList    Action = "session.list"
+	ActionSessionShow    Action = "session.show"
+	ActionSessionRevoke  Action = "session.revoke"
+	ActionDeviceEnroll   Action = "device.enroll"
+	ActionDeviceList     Action = "device.list"
+	ActionDeviceShow     Action = "device.show"
+	ActionDeviceRevoke   Action = "device.revoke"
+	ActionPolicyPush     Action = "policy.push"
+	ActionPolicyPromote  Action = "policy.promote"
+	ActionPolicyRollback Action = "policy.rollback"
+	ActionPolicyShadow   Action = "policy.shadow"
+	ActionPolicyList     Action = "policy.list"
+	ActionPolicyShow     Action = "policy.show"
+	ActionPolicyCheck    Action = "policy.check"
+	ActionAuditTail      Action = "audit.tail"
+	ActionAuditExport    Action = "audit.export"
+	ActionAuditRebuild   Action = "audit.rebuild"
+	ActionAuditQuery     Action = "audit.query"
+	ActionAuditBlast     Action = "audit.blast-radius"
+	ActionSecretUsage    Action = "secret.usage"
+	ActionDoctor         Action = "doctor"
+	ActionShareList      Action = "share.list"
+	ActionShareShow      Action = "share.show"
+	ActionShareFetch     Action = "share.fetch"
+	ActionShareApprove   Action = "share.approve"
+	ActionShareReject    Action = "share.reject"
+	ActionSessionProof   Action = "session.proof"
+	ActionAuditErase     Action = "audit.erase"
+	ActionAuditHold      Action = "audit.hold"
+	ActionAuditHolds     Action = "audit.holds"
 )
 
 // Actions returns every action, in the order above.
@@ -59,9 +66,9 @@ func Actions() []Action {
 	return []Action{
 		ActionDeliver, ActionSecretPut, ActionSecretShow, ActionSecretList, ActionSessionList, ActionSessionShow,
 		ActionSessionRevoke, ActionDeviceEnroll, ActionDeviceList, ActionDeviceShow, ActionDeviceRevoke,
-		ActionPolicyPush, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
-		ActionAuditExport, ActionAuditRebuild, ActionDoctor,
-		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject,
+		ActionPolicyPush, ActionPolicyPromote, ActionPolicyRollback, ActionPolicyShadow, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
+		ActionAuditExport, ActionAuditRebuild, ActionAuditQuery, ActionAuditBlast, ActionSecretUsage, ActionDoctor,
+		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject, ActionSessionProof,
 		ActionAuditErase, ActionAuditHold, ActionAuditHolds,
 	}
 }

@@ -20,7 +20,7 @@ func (s Session) operate(most uint32, at event.Time) (Session, error) {
 	case most > 0 && s.Used >= most, s.Used == math.MaxUint32:
 		return s, fmt.Errorf("session %s was used %d times, and no more is permitted: %w", s.ID, s.Used, ErrTransition)
 	}
-	s.Used++
+	s.Used, s.UsedAt = s.Used+1, at
 	if s.State != Confirmed {
 		s.State, s.ConfirmedAt = Confirmed, at
 	}

@@ -75,6 +75,7 @@ type Session struct {
 	Uses           uint32       `json:"uses,omitempty"`
 	Used           uint32       `json:"used,omitempty"`    // uses that the broker counted, at grades gated and proxied
 	Spent          string       `json:"spent,omitempty"`   // hexadecimal: a bit for each share that was given out, from the lowest of the first byte
+	UsedAt         event.Time   `json:"used_at,omitzero"`  // the newest of them
 	Epoch          string       `json:"epoch,omitempty"`   // of the use shares
 	Offline        uint32       `json:"offline,omitempty"` // of the uses, those that may be fetched ahead
 	Ahead          uint32       `json:"ahead,omitempty"`   // and those that were
@@ -199,7 +200,7 @@ func (s Session) use(number uint32, ahead bool, at event.Time) (Session, error) 
 	spent := make([]byte, (s.Uses+7)/8)
 	_, _ = hex.Decode(spent, []byte(s.Spent)) // which is what this wrote
 	spent[(number-1)/8] |= 1 << ((number - 1) % 8)
-	s.Spent, s.Used = hex.EncodeToString(spent), s.Used+1
+	s.Spent, s.Used, s.UsedAt = hex.EncodeToString(spent), s.Used+1, at
 	if s.State != Confirmed {
 		s.State, s.ConfirmedAt = Confirmed, at
 	}

@@ -132,16 +132,21 @@ func VerifyConsistency(older, newer []byte, key Key, proof ConsistencyProof) (Ch
 	if err != nil {
 		return Checkpoint{}, fmt.Errorf("newer checkpoint: %w", err)
 	}
-	if proof.Old != o.Size || proof.New != n.Size {
-		return Checkpoint{}, refuse("the proof is for sizes %d and %d, the checkpoints have %d and %d", proof.Old, proof.New, o.Size, n.Size)
-	}
-	if err := checkConsistency(o, n, proof.Hashes); err != nil {
+	if err := Extends(o, n, proof); err != nil {
 		return Checkpoint{}, err
 	}
 	return n, nil
 }
 
-func checkConsistency(o, n Checkpoint, hashes []Hash) error {
+// Extends checks that the log that the checkpoint n signs extends that of o. Both were opened before.
+func Extends(o, n Checkpoint, proof ConsistencyProof) error {
+	if proof.Old != o.Size || proof.New != n.Size {
+		return refuse("the proof is for sizes %d and %d, the checkpoints have %d and %d", proof.Old, proof.New, o.Size, n.Size)
+	}
+	if o.Origin != n.Origin {
+		return refuse("the checkpoints are of logs %s and %s", o.Origin, n.Origin)
+	}
+	hashes := proof.Hashes
 	forked := refuse("the log of size %d does not extend the log of size %d: its history was rewritten", n.Size, o.Size)
 	switch {
 	case o.Size > n.Size:

@@ -19,6 +19,8 @@ const (
 	Height = 8
 	// Width is the number of hashes in a full tile, and of entries in a full bundle.
 	Width = 1 << Height
+	// maxNumber bounds the numbers of tiles while they are read: a log of 2^48 entries has fewer.
+	maxNumber = 1 << 48
 	// MaxEntry is the largest entry that fits into a bundle, in bytes.
 	MaxEntry = 1<<16 - 1
 )
@@ -98,6 +100,44 @@ func Has(size int64, path string) bool {
 		return false
 	}
 	return hasNumber(size, level, rest)
+}
+
+// Parse reads the path of hashes, or of a bundle of entries (then entries is set), as HashPath and EntriesPath write it:
+// of whatever log, and of whatever width.
+func Parse(path string) (t Tile, entries, ok bool) {
+	rest, ok := strings.CutPrefix(path, "tile/")
+	kind, number, found := strings.Cut(rest, "/")
+	if !ok || !found {
+		return Tile{}, false, false
+	}
+	t.W = Width
+	if entries = kind == "entries"; !entries {
+		level, err := strconv.ParseUint(kind, 10, 6)
+		if err != nil {
+			return Tile{}, false, false
+		}
+		t.Level = int(level)
+	}
+	plain, width, partial := strings.Cut(number, ".p/")
+	if partial {
+		w, err := strconv.ParseUint(width, 10, 8)
+		if err != nil || w == 0 {
+			return Tile{}, false, false
+		}
+		t.W = int(w)
+	}
+	for group := range strings.SplitSeq(plain, "/") {
+		v, err := strconv.ParseUint(strings.TrimPrefix(group, "x"), 10, 10)
+		if err != nil || t.N > maxNumber {
+			return Tile{}, false, false
+		}
+		t.N = t.N*1000 + int64(v)
+	}
+	// Whatever was read loosely shows when it is written again.
+	if entries {
+		return t, true, t.EntriesPath() == path
+	}
+	return t, false, t.HashPath() == path
 }
 
 func hasNumber(size int64, level int, number string) bool {

@@ -155,3 +155,41 @@ func FuzzHas(f *testing.F) {
 		}
 	})
 }
+
+func TestParse(t *testing.T) {
+	for path, want := range map[string]Tile{
+		"tile/0/000": {0, 0, 256}, "tile/2/x001/x234/067.p/8": {2, 1234067, 8}, "tile/entries/x001/234": {0, 1234, 256}, "tile/63/000": {63, 0, 256},
+	} {
+		got, entries, ok := Parse(path)
+		if !ok || got != want || entries != strings.HasPrefix(path, "tile/entries/") {
+			t.Errorf("%s: %+v, %v, %v", path, got, entries, ok)
+		}
+	}
+	for _, path := range []string{
+		"", "tile/", "tile/0", "tile/0/", "tile/0/0", "tile/00/000", "tile/64/000", "tile/-1/000", "tile/0/000.p/0", "tile/0/000.p/256", "tile/0/000.p/01", "tile/0/x000/000",
+		"tile/0/1000", "tile/0/001/000", "tile/0/x001", "tile/0/000/", "tile/0/000.p/", "tile/data/000", "events/000", "tile/entries/../0/000", "tile/0/" + strings.Repeat("x999/", 20) + "999",
+	} {
+		if got, _, ok := Parse(path); ok {
+			t.Errorf("%q is taken for %+v", path, got)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add("tile/0/x001/234.p/5")
+	f.Add("tile/entries/x001/234")
+	f.Add("tile/63/x281/x474/x976/710/656")
+	f.Fuzz(func(t *testing.T, path string) {
+		got, entries, ok := Parse(path)
+		if !ok {
+			return
+		}
+		tile, err := torchwood.ParseTilePath(path)
+		if err != nil {
+			t.Fatalf("torchwood does not read %q: %v", path, err)
+		}
+		if want := max(tile.L, 0); want != got.Level || tile.N != got.N || tile.W != got.W || entries != (tile.L < 0) {
+			t.Errorf("%q: %+v, torchwood says %+v", path, got, tile)
+		}
+	})
+}

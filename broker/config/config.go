@@ -12,14 +12,20 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
+	"time"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/broker/proxy"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/internal/strictyaml"
+	"github.com/bulla-project/bulla/policy/remote"
 )
+
+// maxBundleKeys is how many keys may sign bundles: each is tried.
+const maxBundleKeys = 16
 
 // ErrInvalid is wrapped by every refusal of Load.
 var ErrInvalid = errors.New("configuration refused")
@@ -47,6 +53,8 @@ type Config struct {
 	Proxies []string `yaml:"proxies"`
 	// Place says by what the places of addresses are known.
 	Place Place `yaml:"place"`
+	// Export says where the events are written as OCSF lines.
+	Export Export `yaml:"export"`
 	// Retention says when the record of what is over is erased.
 	Retention Retention `yaml:"retention"`
 }
@@ -68,6 +76,20 @@ type Policy struct {
 	// where they are more than so many per cent of those that live, and at least so many. 0: 20 %, 10.
 	HoldSharePercent int `yaml:"hold_share_percent"`
 	HoldMinimum      int `yaml:"hold_minimum"`
+	// BundleKeys are PEM files with the public keys under which bundles are signed. `server init` writes them into the
+	// ledger, and from then on only signed bundles are activated. Later changes here have no effect: see
+	// `bulla server bundle-key`.
+	BundleKeys []string `yaml:"bundle_keys"`
+	// BundleServer is an OPA bundle server, whose bundles are staged as they change; it needs bundle keys.
+	BundleServer BundleServer `yaml:"bundle_server"`
+}
+
+// BundleServer says where bundles are fetched from. An empty URL: nowhere.
+type BundleServer struct {
+	URL             string        `yaml:"url"`     // https, of a .tar.gz
+	CAFile          string        `yaml:"ca_file"` // PEM; empty: the system's
+	BearerTokenFile string        `yaml:"bearer_token_file"`
+	Poll            time.Duration `yaml:"poll"` // 0: a minute; at least a second
 }
 
 // Place names a database of countries or cities in the MaxMind DB format; empty: no place is known.
@@ -110,6 +132,10 @@ type Log struct {
 	// CheckpointCopy is a path outside of data_dir, on storage that is not restored together with it: the
 	// broker refuses to go on when the log is behind it.
 	CheckpointCopy string `yaml:"checkpoint_copy"`
+	// What of the log others see: see docs/audit.md.
+	Witnesses Witnesses     `yaml:"witnesses"`
+	Publish   []Publication `yaml:"publish"`
+	Tiles     Tiles         `yaml:"tiles"`
 }
 
 // Site holds what no policy bundle can change; it goes into the first event of the ledger.
@@ -140,7 +166,12 @@ func Load(path string) (Config, error) {
 	if err != nil {
 		return Config{}, fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	for _, p := range append(c.factorFiles(),
+	files := append(c.factorFiles(), append(c.outwardFiles(), c.exportFiles()...)...)
+	files = append(files, &c.Policy.BundleServer.CAFile, &c.Policy.BundleServer.BearerTokenFile)
+	for i := range c.Policy.BundleKeys {
+		files = append(files, &c.Policy.BundleKeys[i])
+	}
+	for _, p := range append(files,
 		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB, &c.Retention.ExportDir,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
@@ -176,10 +207,25 @@ func (c Config) Validate() error {
 	if c.Policy.HoldSharePercent < 0 || c.Policy.HoldSharePercent > 100 || c.Policy.HoldMinimum < 0 {
 		fault("policy", "hold_share_percent is 0 to 100, and hold_minimum is not negative")
 	}
+	if len(c.Policy.BundleKeys) > maxBundleKeys || slices.Contains(c.Policy.BundleKeys, "") {
+		fault("policy.bundle_keys", "want at most %d names of files", maxBundleKeys)
+	}
+	if b := c.Policy.BundleServer; b != (BundleServer{}) {
+		if err := remote.CheckURL(b.URL); err != nil {
+			fault("policy.bundle_server.url", "%v", err)
+		}
+		if b.Poll != 0 && b.Poll < time.Second {
+			fault("policy.bundle_server.poll", "%s is less than a second", b.Poll)
+		}
+	}
 	c.SPIFFE.validate(fault)
 	c.Keyring.validate(fault)
 	c.Factors.validate(fault)
 	c.Signals.validate(fault)
+	c.Log.Witnesses.validate(fault)
+	validatePublish(c.Log.Publish, fault)
+	c.Log.Tiles.validate(fault)
+	c.Export.validate(fault)
 	c.Retention.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {

@@ -27,6 +27,12 @@ principal_types:
 proxies: [10.0.0.7/32]
 place:
   mmdb: places.mmdb
+export:
+  sinks:
+    - {name: siem, file: events.jsonl}
+    - name: aws
+      cloudwatch: {group: /security/bulla, stream: broker-1}
+      from: 7
 `
 
 func write(t testing.TB, text string) string {
@@ -48,6 +54,9 @@ func TestLoad(t *testing.T) {
 	}
 	if want := filepath.Join(filepath.Dir(path), "places.mmdb"); c.Place.MMDB != want {
 		t.Errorf("place.mmdb is %s, want it beside the file: %s", c.Place.MMDB, want)
+	}
+	if want := filepath.Join(filepath.Dir(path), "events.jsonl"); c.Export.Sinks[0].File != want || c.Export.Sinks[1].From != 7 {
+		t.Errorf("%+v, want the file %s", c.Export, want)
 	}
 	if c.PrincipalTypes["/people"] != "USER" || c.Site.Security[0] != "spiffe://example.org/security" {
 		t.Errorf("%+v", c)
@@ -72,6 +81,13 @@ func TestFaultsAreNamed(t *testing.T) {
 		"proxies":          {"10.0.0.7/32", "10.0.0.7", "proxies"},
 		"all proxies":      {"10.0.0.7/32", "0.0.0.0/0", "everybody"},
 		"unknown place":    {"  mmdb:", "  geoip:", "geoip"},
+		"sink's name":      {"name: siem", "name: ../siem", "export.sinks[0]"},
+		"same name":        {"name: aws", "name: siem", "twice"},
+		"same file":        {"      cloudwatch: {group: /security/bulla, stream: broker-1}", "      file: events.jsonl", "twice"},
+		"no sink":          {", file: events.jsonl", "", "one of file"},
+		"two sinks":        {"file: events.jsonl", "file: events.jsonl, stdout: true", "one of file"},
+		"no stream":        {", stream: broker-1", "", "group and stream"},
+		"negative from":    {"from: 7", "from: -1", "index"},
 		"bad type":         {"USER", "HUMAN", "HUMAN"},
 		"bad prefix":       {"/people", "people", "people"},
 		"bad site id":      {"spiffe://example.org/security", "https://example.org/security", "site"},
@@ -115,6 +131,15 @@ func TestShippedConfigurations(t *testing.T) {
 	}
 	if _, err := Load(write(t, example)); err != nil {
 		t.Errorf("docs/operations.md: %v", err)
+	}
+	if manual, err = os.ReadFile("../../docs/export.md"); err != nil {
+		t.Fatal(err)
+	}
+	_, sinks, _ := strings.Cut(string(manual), "```yaml\n")
+	sinks, _, _ = strings.Cut(sinks, "```")
+	own, _, _ := strings.Cut(good, "export:\n")
+	if c, err := Load(write(t, own+sinks)); err != nil || len(c.Export.Sinks) != 3 {
+		t.Errorf("docs/export.md: %v", err)
 	}
 }
 

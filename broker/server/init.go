@@ -37,6 +37,10 @@ func Init(ctx context.Context, cfg config.Config, product string, log *slog.Logg
 	if err := checkFirst(ctx, archive, site); err != nil {
 		return fmt.Errorf("policy in %s: %w", cfg.Policy.Dir, err)
 	}
+	bundle, err := firstBundle(cfg, archive)
+	if err != nil {
+		return err
+	}
 	if err := mkdir(cfg.DataDir); err != nil {
 		return err
 	}
@@ -52,7 +56,7 @@ func Init(ctx context.Context, cfg config.Config, product string, log *slog.Logg
 	if _, err := s.genesis(ctx); err == nil {
 		return ErrInitialised
 	}
-	return s.begin(ctx, cfg, product, archive)
+	return s.begin(ctx, cfg, product, bundle)
 }
 
 // checkFirst loads the bundle as activation would.
@@ -66,7 +70,7 @@ func checkFirst(ctx context.Context, archive []byte, site policy.Invariants) err
 }
 
 // begin writes the first events, as far as they are not there.
-func (s *stores) begin(ctx context.Context, cfg config.Config, product string, archive []byte) error {
+func (s *stores) begin(ctx context.Context, cfg config.Config, product string, bundle first) error {
 	if made := s.logKey.Key().Origin(); made != cfg.Log.Origin {
 		return fmt.Errorf("%w: log.origin is %s, and %s was made for %s when this was begun: name that one, or begin in an empty directory", config.ErrInvalid, cfg.Log.Origin, logKeyFile, made)
 	}
@@ -75,6 +79,7 @@ func (s *stores) begin(ctx context.Context, cfg config.Config, product string, a
 		genesis := event.Genesis{
 			Origin: cfg.Log.Origin, LogKey: s.logKey.Key().String(), TrustDomains: append([]string{}, cfg.SPIFFE.TrustDomains...),
 			Security: append([]string{}, cfg.Site.Security...), Auditors: append([]string{}, cfg.Site.Auditors...), Product: product,
+			BundleKeys: bundle.keyIDs(),
 		}
 		if _, err := s.ledger.Commit(ctx, ledger.Commit{Event: event.New(now, "", genesis)}); err != nil {
 			return err
@@ -85,19 +90,13 @@ func (s *stores) begin(ctx context.Context, cfg config.Config, product string, a
 		if err != nil {
 			return err
 		}
-		introduced := event.KeyIntroduced{KeyID: s.signer.Key().ID, Use: "envelope", Public: public}
+		introduced := event.KeyIntroduced{KeyID: s.signer.Key().ID, Use: event.UseEnvelope, Public: public}
 		if _, err := s.ledger.Commit(ctx, ledger.Commit{Event: event.New(now, "", introduced)}); err != nil {
 			return err
 		}
 	}
-	if _, _, err := s.ledger.ActiveRevision(ctx); errors.Is(err, ledger.ErrNotFound) {
-		digest := event.Digest(policy.ArchiveDigest(archive))
-		activated := event.RevisionActivated{Digest: digest, Sequence: 1, Source: "server init"}
-		if _, err := s.ledger.Commit(ctx, ledger.Commit{
-			Event: event.New(now, "", activated), Blob: &ledger.Blob{Key: ledger.RevisionBlob(digest), Data: archive, Digest: digest},
-		}); err != nil {
-			return err
-		}
+	if err := bundle.begin(ctx, s.ledger, now); err != nil {
+		return err
 	}
 	return s.publish(cfg.DataDir)
 }

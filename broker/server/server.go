@@ -34,6 +34,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/place"
 	"github.com/bulla-project/bulla/policy"
+	"github.com/bulla-project/bulla/policy/remote"
 )
 
 const (
@@ -69,13 +70,18 @@ type Server struct {
 	proxies     []netip.Prefix
 	engine      *policy.Engine
 	tree        *audit.Log
+	outward     *outward
 	listener    net.Listener
 	grpc        *grpc.Server
 	http        *http.Server
 	web         net.Listener
 	signals     net.Listener // of transmitters
 	signalsHTTP *http.Server
+	exports     []export
 	runaway     chan *policy.Revision // revisions that the breaker is to replace
+
+	bundles      *remote.Source // nil: no bundle server
+	bundleServer config.BundleServer
 }
 
 // Open makes the broker and its listeners; Serve runs it.
@@ -120,6 +126,9 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 	if _, err = s.tree.Integrate(ctx); err != nil {
 		return nil, err
 	}
+	if s.outward, err = openOutward(cfg, opts, s.tree, leaves{s.stores.ledger}); err != nil {
+		return nil, err
+	}
 	s.runaway = make(chan *policy.Revision, 1)
 	s.engine = policy.NewEngine(policy.Config{OnRunaway: func(r *policy.Revision) {
 		select {
@@ -139,6 +148,10 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	if s.bundles, err = bundleSource(cfg.Policy.BundleServer); err != nil {
+		return err
+	}
+	s.bundleServer = cfg.Policy.BundleServer
 	if s.proxies, err = proxy.ParseProxies(cfg.Proxies); err != nil {
 		return fmt.Errorf("%w: proxies: %w", config.ErrInvalid, err)
 	}
@@ -150,13 +163,21 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 	if err != nil {
 		return err
 	}
+	if s.exports, err = s.openExports(ctx, cfg, genesis.Origin); err != nil {
+		return err
+	}
 	s.Broker, err = broker.New(ctx, broker.Config{
 		Source: s.source, Ledger: s.stores.ledger, Ring: s.stores.ring, Engine: s.engine, Tree: s.tree, Signer: s.stores.signer,
 		Verifiers: verifiers, Enrollers: enrollers, Invariants: policy.Invariants{Security: genesis.Security, Auditors: genesis.Auditors},
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
+		Witnessed: s.outward.witnessed, Collectors: append(s.outward.collectors(), s.exportCollectors()...),
+		Outward:   func() []broker.Check { return append(s.outward.checks(), s.exportChecks()...) },
 		Retention: broker.Retention{Age: time.Duration(cfg.Retention.Days) * 24 * time.Hour, ExportDir: cfg.Retention.ExportDir},
 	})
+	if errors.Is(err, policy.ErrRefused) {
+		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)
+	}
 	return err
 }
 
@@ -251,6 +272,14 @@ func (s *Server) HTTPAddr() net.Addr {
 	return s.web.Addr()
 }
 
+// TilesAddr is the address of the listener of tiles, nil if there is none.
+func (s *Server) TilesAddr() net.Addr {
+	if s.outward.listener == nil {
+		return nil
+	}
+	return s.outward.listener.Addr()
+}
+
 // LogKey is the log's verifier key in note format.
 func (s *Server) LogKey() string { return s.tree.Key().String() }
 
@@ -258,8 +287,8 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 // everything. The server can't be used afterwards.
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
-	failed := make(chan error, 3) // one of each listener
-	done := make(chan struct{}, 3)
+	failed := make(chan error, 4) // one of each listener
+	done := make(chan struct{}, 4)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
@@ -270,6 +299,9 @@ func (s *Server) Serve(ctx context.Context) error {
 	go func() { s.Broker.Run(run); done <- struct{}{} }()
 	go func() { s.integrate(run); done <- struct{}{} }()
 	go func() { s.guardPolicy(run); done <- struct{}{} }()
+	go func() { s.fetchPolicy(run); done <- struct{}{} }()
+	go func() { s.outward.run(run, failed); done <- struct{}{} }()
+	go func() { s.runExports(run); done <- struct{}{} }()
 	var err error
 	select {
 	case <-ctx.Done():
@@ -375,6 +407,7 @@ func (s *Server) close() error {
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, s.outward.close())
 	if s.engine != nil {
 		s.engine.Close()
 	}

@@ -20,28 +20,36 @@ import (
 const maxKeyFile = 4 << 10
 
 func newAuditCommand(a *app) *cobra.Command {
-	return group("audit", "Follow, export, verify and erase the record",
+	return group("audit", "Question, follow, export, verify and erase the record",
 		"The broker records every decision and every change as an event, and commits to the events in a Merkle\n"+
 			"log with signed checkpoints. An export can be verified by anybody, without the broker.",
 		"  bulla audit export --out export/\n  bulla audit verify export/ --key log.pub",
-		newAuditVerifyCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a), newAuditEraseCommand(a), newAuditHoldCommand(a))
+		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditCheckpointCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a),
+		newAuditQueryCommand(a), newAuditBlastCommand(a), newAuditEraseCommand(a), newAuditHoldCommand(a))
 }
 
 func newAuditVerifyCommand(a *app) *cobra.Command {
 	var key, against string
+	var witnesses []string
 	c := &cobra.Command{
-		Use: "verify DIR --key FILE [--against CHECKPOINT]", Short: "Verify an export, without a broker",
+		Use: "verify DIR --key FILE [--against CHECKPOINT] [--witness KEY]", Short: "Verify an export, without a broker",
 		Long: "Reads every byte of an export, makes tree and checkpoint again from the events, and says whether all\n" +
 			"of it is what the log's key signed. The key is the broker's log.pub: get it once, and not together\n" +
 			"with the export.\n\n" +
 			"--against is a checkpoint that was kept from before: the export has to hold that history, unchanged.\n" +
-			"Without it the export may be an old one. The exit code is 5 if anything does not verify.",
-		Example: "  bulla audit verify export/ --key log.pub\n  bulla audit verify export/ --key log.pub --against last-month/checkpoint",
-		Args:    argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
-		RunE: func(c *cobra.Command, args []string) error { return a.verifyExport(c, args[0], key, against) },
+			"--witness is the key of a witness (may be repeated) that has to have cosigned either that checkpoint or\n" +
+			"the one in the export. Without either the export may be an old one, or one that nobody else was shown.\n" +
+			"The exit code is 5 if anything does not verify.",
+		Example: "  bulla audit verify export/ --key log.pub\n  bulla audit verify export/ --key log.pub --against last-month/checkpoint\n" +
+			"  bulla audit verify export/ --key log.pub --witness witness.pub",
+		Args: argument("DIR"), ValidArgsFunction: completeDir, DisableFlagsInUseLine: true,
+		RunE: func(c *cobra.Command, args []string) error {
+			return a.verifyExport(c, args[0], key, against, witnesses)
+		},
 	}
 	c.Flags().StringVar(&key, "key", "", "file with the log's key: log.pub (required)")
 	c.Flags().StringVar(&against, "against", "", "file with a checkpoint of the same log that was kept from before")
+	c.Flags().StringArrayVar(&witnesses, "witness", nil, "file with the key of a witness that has to have cosigned; may be repeated")
 	return c
 }
 
@@ -70,7 +78,7 @@ type goodReport struct {
 	audit.Report
 }
 
-func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string) error {
+func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string, witnesses []string) error {
 	if keyFile == "" {
 		return usage("--key is missing: name the file with the log's key, which the broker writes as log.pub")
 	}
@@ -83,9 +91,12 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string) error
 	}
 	var opts audit.VerifyOptions
 	if against != "" {
-		if opts.Against, err = readFile("--against", against, proofs.MaxCheckpoint); err != nil {
+		if opts.Against, err = readFile("--against", against, proofs.MaxCosigned); err != nil {
 			return err
 		}
+	}
+	if opts.Witnesses, err = readWitnesses(witnesses); err != nil {
+		return err
 	}
 	ctx, cancel := a.offline(c)
 	defer cancel()
@@ -125,17 +136,37 @@ func erasedOf(n int64) string {
 
 func newAuditExportCommand(a *app) *cobra.Command {
 	var out, key string
+	var o ocsfFlags
 	c := &cobra.Command{
-		Use: "export --out DIR [flags]", Short: "Export the log with all events",
+		Use: "export --out DIR|FILE [flags]", Short: "Export the log with all events",
 		Long: "Writes the log up to its newest checkpoint into a new directory: checkpoint, tiles as in C2SP\n" +
-			"tlog-tiles, event bodies and a manifest. What does not fit the checkpoint is refused (exit code 5), and\n" +
+			"tlog-tiles, event bodies, policy revisions and a manifest. What does not fit the checkpoint is refused (exit code 5), and\n" +
 			"then there is no directory. The event bodies are for auditors; only checkpoint and tile/ are fit for\n" +
-			"the public.",
-		Example: "  bulla audit export --out export/ --log-key log.pub",
-		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, _ []string) error { return a.exportLog(c, out, key) },
+			"the public.\n\n" +
+			"--format ocsf writes the events as OCSF JSON lines instead, for a SIEM: appended to a file, to stdout (-), or\n" +
+			"to AWS CloudWatch Logs (cloudwatch:GROUP/STREAM). Each arrives at least once; duplicates have the same\n" +
+			"metadata.uid. With --state the next run goes on where the last one came to. docs/export.md has more.",
+		Example: "  bulla audit export --out export/ --log-key log.pub\n" +
+			"  bulla audit export --format ocsf --out events.jsonl --state events.pos --follow",
+		Args: argument(), ValidArgsFunction: cobra.NoFileCompletions,
+		RunE: func(c *cobra.Command, _ []string) error {
+			switch o.format {
+			case formatDirectory:
+				if err := onlyOCSF(c); err != nil {
+					return err
+				}
+				return a.exportLog(c, out, key)
+			case formatOCSF:
+				if key != "" {
+					return usage("--log-key is for --format directory: OCSF lines carry no proof")
+				}
+				return a.exportOCSF(c, out, o)
+			}
+			return usage("--format is %q: use directory or ocsf", o.format)
+		},
 	}
-	c.Flags().StringVar(&out, "out", "", "directory to make; it must not exist (required)")
+	c.Flags().StringVar(&out, "out", "", "directory to make; it must not exist. With --format ocsf: FILE, - or cloudwatch:GROUP/STREAM (required)")
+	addOCSF(c, &o)
 	c.Flags().StringVar(&key, "log-key", "", "log.pub as it is known: a broker with another key is refused")
 	a.addIdentity(c)
 	return c
@@ -174,7 +205,7 @@ func (a *app) exportLog(c *cobra.Command, out, keyFile string) error {
 		}
 		progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "exported")
 		defer progress.Clear()
-		manifest, key, err = receiveExport(ctx, stream, out, pinned, alive, progress)
+		manifest, key, err = receiveExport(ctx, stream, exportTarget{out, pinned, revisionsOf(fetched(conn))}, alive, progress)
 		return err
 	})
 	if err != nil {

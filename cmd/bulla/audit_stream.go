@@ -17,6 +17,7 @@ import (
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy/replay"
 )
 
 // mustNotExist makes sure that a path is free, in a directory that is there.
@@ -34,10 +35,22 @@ func mustNotExist(flag, path string) error {
 	return usage("%s: %s exists already: name a directory that does not", flag, path)
 }
 
+// exportTarget says where an export goes, and what belongs to it.
+type exportTarget struct {
+	out       string
+	pinned    proofs.Key // zero: none
+	revisions func(context.Context, event.Digest) ([]byte, error)
+}
+
+// revisionsOf gives archives by the digests that events have.
+func revisionsOf(find replay.Archives) func(context.Context, event.Digest) ([]byte, error) {
+	return func(ctx context.Context, digest event.Digest) ([]byte, error) { return find(ctx, digest) }
+}
+
 // receiveExport writes what the broker streams. Nothing of it is believed: audit.Export checks that the events
 // make the tree that the checkpoint signs.
 func receiveExport(
-	ctx context.Context, stream grpc.ServerStreamingClient[bullav1.ExportItem], out string, pinned proofs.Key, alive func(), progress *show.Progress,
+	ctx context.Context, stream grpc.ServerStreamingClient[bullav1.ExportItem], to exportTarget, alive func(), progress *show.Progress,
 ) (audit.Manifest, proofs.Key, error) {
 	first, err := stream.Recv()
 	if err != nil {
@@ -48,11 +61,13 @@ func receiveExport(
 	if err != nil {
 		return audit.Manifest{}, proofs.Key{}, fmt.Errorf("%w: the key that the broker sent: %w", client.ErrVerification, err)
 	}
-	if !pinned.IsZero() && pinned.String() != key.String() {
-		return audit.Manifest{}, proofs.Key{}, fmt.Errorf("%w: the broker's log has the key %s, and --log-key is %s", client.ErrVerification, key, pinned)
+	if !to.pinned.IsZero() && to.pinned.String() != key.String() {
+		return audit.Manifest{}, proofs.Key{}, fmt.Errorf("%w: the broker's log has the key %s, and --log-key is %s", client.ErrVerification, key, to.pinned)
 	}
 	source := &exportSource{stream: stream, alive: alive, ready: first.GetRecords()}
-	m, err := audit.Export(ctx, out, audit.ExportConfig{Checkpoint: first.GetCheckpoint(), Key: key, Events: source, Progress: progress.Set})
+	m, err := audit.Export(ctx, to.out, audit.ExportConfig{
+		Checkpoint: first.GetCheckpoint(), Witnessed: first.GetWitnessed(), Key: key, Events: source, Revisions: to.revisions, Progress: progress.Set,
+	})
 	if source.failure != nil {
 		return audit.Manifest{}, key, source.failure // as gRPC gave it, with its status
 	}

@@ -223,6 +223,16 @@ func aboutSystem(body event.Body) string {
 		return b.Kind + ": " + b.Reason
 	case event.RevisionActivated:
 		return fmt.Sprintf("revision %d %s", b.Sequence, show.Shorten(b.Digest.String(), 15))
+	case event.RevisionStaged:
+		return fmt.Sprintf("staged %s", show.Shorten(b.Digest.String(), 15))
+	case event.RevisionProposed:
+		return fmt.Sprintf("revision %d %s proposed", b.Sequence, show.Shorten(b.Digest.String(), 15))
+	case event.ShadowStarted:
+		return fmt.Sprintf("shadow %s until %s", show.Shorten(b.Digest.String(), 15), b.Until)
+	case event.ShadowDiffered:
+		return fmt.Sprintf("%s %s, the shadow says %s", b.Decision.Action, b.Decision.Effect, b.Effect)
+	case event.ShadowEnded:
+		return fmt.Sprintf("shadow %s: %s", show.Shorten(b.Digest.String(), 15), b.Reason)
 	case event.RevisionSwept:
 		return fmt.Sprintf("revision %d %s: %d of %d sessions", b.Sequence, b.Outcome, b.Ending, b.Examined)
 	case event.AttestationDemanded:
@@ -235,6 +245,8 @@ func aboutSystem(body event.Body) string {
 		return b.KeyID
 	case event.InstanceBound:
 		return b.Instance
+	case event.TrustObserved:
+		return fmt.Sprintf("%s: %d authorities", b.TrustDomain, len(b.Authorities))
 	case event.RefusalsCounted:
 		return fmt.Sprintf("%d times: %s", b.Count, b.Limit)
 	case event.RequestRefused:

@@ -12,7 +12,6 @@ import (
 	"google.golang.org/grpc"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
-	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/broker/devserver"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/story"
@@ -88,7 +87,7 @@ func exportTo(ctx context.Context, conn *grpc.ClientConn, dir string) error {
 	if err != nil {
 		return err
 	}
-	_, _, err = receiveExport(ctx, stream, dir, proofs.Key{}, func() {}, nil)
+	_, _, err = receiveExport(ctx, stream, exportTarget{out: dir, revisions: revisionsOf(fetched(conn))}, func() {}, nil)
 	return err
 }
 

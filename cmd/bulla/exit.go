@@ -75,6 +75,7 @@ func outcomes() []outcome {
 		{client.ErrConfig, exitUsage, seeDoctor},
 		{certs.ErrConfig, exitUsage, seeDoctor},
 		{device.ErrAddress, exitUsage, "a TPM's address is unix:PATH or device:PATH, such as device:/dev/tpmrm0"},
+		{proofs.ErrWitnessKey, exitUsage, "the key of a witness is one line, NAME+HASH+KEY, that its operator publishes"},
 		{proofs.ErrKey, exitUsage, "the log's key is the file log.pub that the broker writes"},
 		{client.ErrDenied, exitDenied, "ask again, when those who have to take part can: they find it with `bulla share list`"},
 		{client.ErrNotFound, exitFailed, ""},

@@ -31,6 +31,7 @@ type getFlags struct {
 	uses    uint32
 	grade   string
 	public  bool
+	keep    string
 }
 
 func newGetCommand(a *app) *cobra.Command {
@@ -57,6 +58,7 @@ func newGetCommand(a *app) *cobra.Command {
 	flags.Uint32Var(&f.uses, "uses", 0, "ask for a session of at most so many uses; the policy's limit holds")
 	flags.StringVar(&f.grade, "grade", "", "ask for limits at least this hard: open, gated or proxied; the policy's demand holds")
 	flags.BoolVar(&f.public, "public", false, "print the public key of a signature key that the broker made, in PEM")
+	flags.StringVar(&f.keep, "keep-reply", "", "write what the record can be held against later to this file: for bulla audit verify-proof --reply")
 	a.addIdentity(c)
 	a.addDevice(c)
 	a.addToken(c)
@@ -103,6 +105,11 @@ func (f getFlags) options(c *cobra.Command) ([]client.GetOption, error) {
 	}
 	if f.public {
 		opts = append(opts, client.WithGrade("proxied"))
+	}
+	if c.Flags().Changed("keep-reply") {
+		if err := checkOut(f.keep); err != nil {
+			return nil, err
+		}
 	}
 	if c.Flags().Changed("out") {
 		return opts, checkOut(f.out)
@@ -151,6 +158,11 @@ func (a *app) get(c *cobra.Command, name string, f getFlags) error {
 		return err
 	}
 	defer s.Close()
+	if f.keep != "" {
+		if err := keepReply(s, f.keep); err != nil {
+			return err
+		}
+	}
 	if s.Grade == "proxied" {
 		return a.publicKey(ctx, s, f.public)
 	}
@@ -163,6 +175,15 @@ func (a *app) get(c *cobra.Command, name string, f getFlags) error {
 		}
 		return a.handOver(d, value, f)
 	})
+}
+
+// keepReply writes what of a delivery can be held against the record later; nothing of it is secret.
+func keepReply(s *client.Secret, path string) error {
+	text, err := s.Reply().Encode()
+	if err != nil {
+		return err
+	}
+	return durable.WriteFile(path, text, 0o600)
 }
 
 // deliver gets one secret. A receipt that could not be handed in is only worth a warning, unless the policy

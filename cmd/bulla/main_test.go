@@ -23,7 +23,21 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"bulla": main})
 }
 
-// TestScripts runs what a person would type. Scripts get the repository as $REPO.
+// shellBlocks are the commands of a document, one after the other.
+func shellBlocks(text string) string {
+	out := ""
+	for {
+		_, rest, ok := strings.Cut(text, "\n```sh\n")
+		if !ok {
+			return out
+		}
+		block, after, _ := strings.Cut(rest, "```\n")
+		out, text = out+block, after
+	}
+}
+
+// TestScripts runs what a person would type. Scripts get the repository as $REPO, and the commands of docs/replay.md in
+// doc.sh.
 func TestScripts(t *testing.T) { scripts(t, "script") }
 
 // TestTPMScripts are those that need a TPM.
@@ -40,11 +54,15 @@ func scripts(t *testing.T, dir string) {
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {
 			env.Setenv("REPO", root)
-			return nil
+			text, err := os.ReadFile(filepath.Join(root, "docs", "replay.md"))
+			if err != nil {
+				return err
+			}
+			return os.WriteFile(filepath.Join(env.WorkDir, "doc.sh"), []byte(shellBlocks(string(text))), 0o600)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"waitfile": waitFile, "as": as, "capture": capture, "copybundle": copyBundle, "narrow": narrow, "code": code, "raw": raw,
-			"gone": gone, "served": served,
+			"gone": gone, "served": served, "manual": manual,
 		},
 	})
 }

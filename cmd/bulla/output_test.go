@@ -36,7 +36,7 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			return a.printDevices(&bullav1.ListDevicesReply{Devices: []*bullav1.Device{{Id: hostile, Kind: hostile, Reason: hostile}}, Next: hostile})
 		},
 		"revisions": func(a *app) error {
-			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: hostile, Note: hostile, By: hostile}}})
+			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: hostile, Note: hostile, By: hostile}}}, nil)
 		},
 		"doctor": func(a *app) error {
 			return findingText(a.stdout, []finding{{Name: hostile, Detail: hostile, Hint: hostile}})
@@ -89,7 +89,7 @@ func TestTablesFit(t *testing.T) {
 			return a.printDevices(&bullav1.ListDevicesReply{Devices: []*bullav1.Device{device}})
 		},
 		"revisions": func(a *app) error {
-			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: digest, Sequence: 1000000, Active: true, ActivatedAt: timestamppb.Now(), Note: long}}})
+			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: digest, Sequence: 1000000, Active: true, ActivatedAt: timestamppb.Now(), Note: long}}}, nil)
 		},
 	} {
 		var out bytes.Buffer

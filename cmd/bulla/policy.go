@@ -2,8 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -16,17 +14,20 @@ import (
 	"google.golang.org/grpc"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
-	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 	"github.com/bulla-project/bulla/policy"
 )
 
 func newPolicyCommand(a *app) *cobra.Command {
-	return group("policy", "Check, test, push, list and show policies",
+	return group("policy", "Check, test, sign, push and compare policies",
 		"A policy is a directory (a bundle) of Rego, data, risk model, zones, reference values and canaries.\n"+
-			"check and test work without a broker; push makes a bundle the revision that decides.",
-		"  bulla policy check policy/ && bulla policy test policy/ && bulla policy push policy/ --note \"new grants\"",
-		newPolicyCheckCommand(a), newPolicyTestCommand(a), newPolicyPushCommand(a), newPolicyListCommand(a), newPolicyShowCommand(a))
+			"check, test and sign work without a broker. push stages a bundle, promote makes it the revision that decides\n"+
+			"(a broker for development does both at once), and rollback goes back to an earlier one. whatif and access say beforehand\n"+
+			"what a bundle would change, and who could get a secret.",
+		"  bulla policy check policy/ && bulla policy push policy/ --sign-key bundle.key --note \"new grants\"\n  bulla policy promote 3f1c09ab",
+		newPolicyCheckCommand(a), newPolicyTestCommand(a), newPolicySignCommand(a), newPolicyPushCommand(a), newPolicyListCommand(a),
+		newPolicyShowCommand(a), newPolicyDiffCommand(a), newPolicyPromoteCommand(a), newPolicyRollbackCommand(a), newPolicyShadowCommand(a),
+		newPolicyWhatIfCommand(a), newPolicyAccessCommand(a))
 }
 
 // faultJSON is one reason why a bundle is not good.
@@ -189,10 +190,18 @@ type revisionJSON struct {
 	Source      string `json:"source"`
 	Note        string `json:"note"`
 	Sweep       string `json:"sweep"` // of the active one: what it did to live sessions
+	Key         string `json:"bundle_key"`
+	Rollback    bool   `json:"rollback"`
+	Report      string `json:"report_sha256"`
+	Name        string `json:"name"`
+	StagedAt    string `json:"staged_at"`
 }
 
 func newRevisionJSON(r *bullav1.Revision) revisionJSON {
-	return revisionJSON{r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep()}
+	return revisionJSON{
+		r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep(),
+		r.GetKey(), r.GetRollback(), r.GetReportDigest(), r.GetName(), moment(r.GetStagedAt()),
+	}
 }
 
 func revisionFields(r *bullav1.Revision) []show.Field {
@@ -200,72 +209,50 @@ func revisionFields(r *bullav1.Revision) []show.Field {
 	if r.GetActive() {
 		active = "yes"
 	}
-	return []show.Field{
-		{Name: "revision", Value: strconv.FormatUint(r.GetSequence(), 10)},
-		{Name: "digest", Value: r.GetDigest()},
-		{Name: "active", Value: active},
-		{Name: "activated", Value: second(r.GetActivatedAt())},
+	fields := []show.Field{{Name: "digest", Value: r.GetDigest()}, {Name: "active", Value: active}}
+	if r.GetSequence() > 0 {
+		fields = slices.Concat([]show.Field{{Name: "revision", Value: strconv.FormatUint(r.GetSequence(), 10)}}, fields,
+			[]show.Field{{Name: "activated", Value: second(r.GetActivatedAt())}})
+	} else {
+		fields = append(fields, show.Field{Name: "staged", Value: second(r.GetStagedAt())}, show.Field{Name: "name", Value: r.GetName()})
+	}
+	if r.GetRollback() {
+		fields = append(fields, show.Field{Name: "rollback", Value: "yes"})
+	}
+	for _, f := range []show.Field{{Name: "signed by", Value: r.GetKey()}, {Name: "report", Value: r.GetReportDigest()}} {
+		if f.Value != "" {
+			fields = append(fields, f)
+		}
+	}
+	return append(fields, []show.Field{
 		{Name: "by", Value: r.GetBy()},
 		{Name: "source", Value: r.GetSource()},
 		{Name: "note", Value: r.GetNote()},
-	}
-}
-
-func newPolicyPushCommand(a *app) *cobra.Command {
-	var note string
-	c := &cobra.Command{
-		Use: "push DIR [flags]", Short: "Make a bundle the revision that decides",
-		Long: "Sends a bundle to the broker, which checks it and, if it passes, activates it. One that is refused\n" +
-			"changes nothing: the active revision stays.",
-		Example: "  bulla policy push policy/ --note \"grant db to billing\"", Args: argument("DIR"), ValidArgsFunction: completeDir,
-		RunE: func(c *cobra.Command, args []string) error { return a.pushPolicy(c, args[0], note) },
-	}
-	c.Flags().StringVar(&note, "note", "", "what it is for, for the record")
-	a.addIdentity(c)
-	return c
-}
-
-func (a *app) pushPolicy(c *cobra.Command, dir, note string) error {
-	if err := checkDir(dir); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return usage("%v", err)
-	}
-	defer root.Close()
-	archive, err := policy.Pack(root.FS())
-	if err != nil {
-		return fmt.Errorf("%s: %w", dir, err)
-	}
-	var r *bullav1.Revision
-	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-		r, err = bullav1.NewPoliciesClient(conn).PushRevision(ctx, &bullav1.PushRevisionRequest{Archive: archive, Note: note})
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("push %s: %w", dir, err)
-	}
-	return a.print(newRevisionJSON(r), func(w io.Writer) error { return show.Fields(w, revisionFields(r)) })
+	}...)
 }
 
 func newPolicyListCommand(a *app) *cobra.Command {
 	in := new(bullav1.ListRevisionsRequest)
 	c := &cobra.Command{
-		Use: "list [flags]", Short: "List the revisions that were ever active, the newest first",
-		Long:    "Lists policy revisions, the newest first. With -o json: {\"revisions\": [...]}.",
+		Use: "list [flags]", Short: "List the revisions that were ever active, and what is staged, the newest first",
+		Long: "Lists policy revisions, the newest first, then what is staged and was never active, and what waits for a\n" +
+			"second person. With -o json: {\"revisions\": [...], \"staged\": [...], \"proposal\": ...}.",
 		Example: "  bulla policy list -o json | jq -r '.revisions[] | select(.active).digest'",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
 			var reply *bullav1.ListRevisionsReply
+			var staged *bullav1.ListStagedReply
 			err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-				reply, err = bullav1.NewPoliciesClient(conn).ListRevisions(ctx, in)
+				if reply, err = bullav1.NewPoliciesClient(conn).ListRevisions(ctx, in); err != nil {
+					return err
+				}
+				staged, err = bullav1.NewRevisionsClient(conn).ListStaged(ctx, &bullav1.ListStagedRequest{Limit: in.GetLimit()})
 				return err
 			})
 			if err != nil {
 				return fmt.Errorf("list revisions: %w", err)
 			}
-			return a.printRevisions(reply)
+			return a.printRevisions(reply, staged)
 		},
 	}
 	c.Flags().Uint32Var(&in.Limit, "limit", 100, "list at most so many, up to 1000")
@@ -273,22 +260,34 @@ func newPolicyListCommand(a *app) *cobra.Command {
 	return c
 }
 
-func (a *app) printRevisions(reply *bullav1.ListRevisionsReply) error {
+func (a *app) printRevisions(reply *bullav1.ListRevisionsReply, waiting *bullav1.ListStagedReply) error {
 	answer := struct {
 		Revisions []revisionJSON `json:"revisions"`
-	}{[]revisionJSON{}}
-	var rows [][]string
+		Staged    []revisionJSON `json:"staged"`
+		Proposal  *proposalJSON  `json:"proposal"`
+	}{[]revisionJSON{}, []revisionJSON{}, newProposalJSON(waiting.GetProposal())}
+	var rows, staged [][]string
 	for _, r := range reply.GetRevisions() {
 		answer.Revisions = append(answer.Revisions, newRevisionJSON(r))
 		active := ""
 		if r.GetActive() {
 			active = "*"
 		}
-		rows = append(rows, []string{strconv.FormatUint(r.GetSequence(), 10), active, r.GetDigest(), second(r.GetActivatedAt()), r.GetNote()})
+		rows = append(rows, []string{strconv.FormatUint(r.GetSequence(), 10), active, short(r.GetDigest()), second(r.GetActivatedAt()), r.GetNote()})
+	}
+	for _, r := range waiting.GetStaged() {
+		answer.Staged = append(answer.Staged, newRevisionJSON(r))
+		staged = append(staged, []string{"staged", "", short(r.GetDigest()), second(r.GetStagedAt()), r.GetNote()})
 	}
 	return a.print(answer, func(w io.Writer) error {
-		if err := show.Table(w, []show.Column{{Title: "REVISION"}, {Title: "ACTIVE"}, {Title: "DIGEST", Max: 15}, {Title: "ACTIVATED"}, {Title: "NOTE", Max: 23}}, rows); err != nil {
+		columns := []show.Column{{Title: "REVISION"}, {Title: "ACTIVE"}, {Title: "DIGEST"}, {Title: "SINCE"}, {Title: "NOTE", Max: 23}}
+		if err := show.Table(w, columns, append(staged, rows...)); err != nil {
 			return err
+		}
+		if p := waiting.GetProposal(); p != nil {
+			if err := proposalText(w, p); err != nil {
+				return err
+			}
 		}
 		for _, r := range reply.GetRevisions() {
 			if r.GetSweep() != "" {
@@ -319,8 +318,8 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 		RunE: func(c *cobra.Command, args []string) error {
 			in := new(bullav1.GetRevisionRequest)
 			if len(args) == 1 {
-				if raw, err := hex.DecodeString(args[0]); err != nil || len(raw) != sha256.Size {
-					return usage("%q is not a digest: it has 64 hexadecimal digits, see `bulla policy list -o json`", args[0])
+				if err := checkDigest(args[0]); err != nil {
+					return err
 				}
 				in.Digest = args[0]
 			}
@@ -334,22 +333,15 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 
 func (a *app) showPolicy(c *cobra.Command, in *bullav1.GetRevisionRequest, out string) error {
 	var reply *bullav1.RevisionArchive
+	var files map[string][]byte
 	err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-		reply, err = bullav1.NewPoliciesClient(conn).GetRevision(ctx, in)
+		reply, files, err = getRevision(ctx, conn, in.GetDigest())
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("show the policy: %w", err)
 	}
-	sum := policy.ArchiveDigest(reply.GetArchive())
 	r := reply.GetRevision()
-	if hex.EncodeToString(sum[:]) != r.GetDigest() || in.GetDigest() != "" && in.GetDigest() != r.GetDigest() {
-		return fmt.Errorf("%w: the broker sent a bundle that does not have the digest of the revision", client.ErrVerification)
-	}
-	files, err := policy.Unpack(reply.GetArchive())
-	if err != nil {
-		return fmt.Errorf("%w: the broker's bundle: %w", client.ErrVerification, err)
-	}
 	if out != "" {
 		if err := writeBundle(out, files); err != nil {
 			return err

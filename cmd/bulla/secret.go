@@ -26,7 +26,7 @@ func newSecretCommand(a *app) *cobra.Command {
 	return group("secret", "Put, generate, show and list secrets",
 		"Manages secrets. Values go in and are never shown here: `bulla get` delivers them.",
 		"  printf %s \"$PASSWORD\" | bulla secret put demo/database --class high\n  bulla secret show demo/database",
-		newSecretPutCommand(a), newSecretGenerateCommand(a), newSecretShowCommand(a), newSecretListCommand(a))
+		newSecretPutCommand(a), newSecretGenerateCommand(a), newSecretShowCommand(a), newSecretListCommand(a), newSecretUsageCommand(a))
 }
 
 func newSecretPutCommand(a *app) *cobra.Command {

@@ -27,7 +27,7 @@ func newServerCommand(a *app) *cobra.Command {
 	return group("server", "Set up and run a broker",
 		"Sets up and runs a broker on a configuration file. See deploy/ for examples; `bulla dev` needs none.",
 		"  bulla server init --config /etc/bulla/server.yaml\n  bulla server run --config /etc/bulla/server.yaml",
-		newServerInitCommand(a), newServerRunCommand(a), newServerHealthcheckCommand(a))
+		newServerInitCommand(a), newServerRunCommand(a), newServerHealthcheckCommand(a), newServerActivateCommand(a), newServerBundleKeyCommand(a))
 }
 
 func newServerInitCommand(a *app) *cobra.Command {
@@ -119,6 +119,9 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 	}
 	if at := s.SignalsAddr(); at != nil {
 		attrs = append(attrs, "signals_addr", at.String())
+	}
+	if at := s.TilesAddr(); at != nil {
+		attrs = append(attrs, "tiles_addr", at.String())
 	}
 	log.Info("the broker serves", attrs...)
 	if err := s.Serve(ctx); err != nil {

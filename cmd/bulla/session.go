@@ -18,11 +18,12 @@ import (
 )
 
 func newSessionCommand(a *app) *cobra.Command {
-	return group("session", "List, show, revoke and watch sessions",
+	return group("session", "List, show, revoke, watch, replay and prove",
 		"A session is one delivery of one version of a secret to one instance of a workload. It ends when it\n"+
 			"expires, is used up, is closed by its holder or is revoked.",
 		"  bulla session list --secret demo/database --state confirmed\n  bulla session revoke ID --reason \"laptop stolen\"",
-		newSessionListCommand(a), newSessionShowCommand(a), newSessionRevokeCommand(a), newSessionWatchCommand(a))
+		newSessionListCommand(a), newSessionShowCommand(a), newSessionRevokeCommand(a), newSessionWatchCommand(a),
+		newSessionReplayCommand(a), newSessionProofCommand(a))
 }
 
 // sessionJSON is a session in JSON, as lists have it.
@@ -98,35 +99,38 @@ func usesOf(s *bullav1.Session) string {
 }
 
 func (a *app) printSession(s *bullav1.Session) error {
-	return a.print(newSessionDetails(s), func(w io.Writer) error {
-		if at := s.GetErased(); at != 0 {
-			return show.Fields(w, []show.Field{
-				{Name: "session", Value: s.GetId()},
-				{Name: "state", Value: s.GetState()},
-				{Name: "erased", Value: fmt.Sprintf("by event %d", at)},
-			})
-		}
-		return show.Fields(w, []show.Field{
+	return a.print(newSessionDetails(s), func(w io.Writer) error { return show.Fields(w, sessionFields(s)) })
+}
+
+// sessionFields are what a person is told of a session.
+func sessionFields(s *bullav1.Session) []show.Field {
+	if at := s.GetErased(); at != 0 {
+		return []show.Field{
 			{Name: "session", Value: s.GetId()},
 			{Name: "state", Value: s.GetState()},
-			{Name: "principal", Value: s.GetPrincipal()},
-			{Name: "secret", Value: fmt.Sprintf("%s, version %d", s.GetSecret(), s.GetVersion())},
-			{Name: "grade", Value: s.GetGrade()},
-			{Name: "uses", Value: usesOf(s)},
-			{Name: "issued", Value: second(s.GetIssuedAt())},
-			{Name: "confirmed", Value: second(s.GetConfirmedAt())},
-			{Name: "expires", Value: second(s.GetExpiresAt())},
-			{Name: "revoked", Value: second(s.GetRevokedAt())},
-			{Name: "ended", Value: second(s.GetEndedAt())},
-			{Name: "reason", Value: s.GetReason()},
-			{Name: "noticed", Value: s.GetStanding()},
-			{Name: "instance", Value: s.GetInstance()},
-			{Name: "device", Value: s.GetDevice()},
-			{Name: "suite", Value: s.GetSuite()},
-			{Name: "envelope", Value: s.GetEnvelopeDigest()},
-			{Name: "policy", Value: s.GetRevision()},
-		})
-	})
+			{Name: "erased", Value: fmt.Sprintf("by event %d", at)},
+		}
+	}
+	return []show.Field{
+		{Name: "session", Value: s.GetId()},
+		{Name: "state", Value: s.GetState()},
+		{Name: "principal", Value: s.GetPrincipal()},
+		{Name: "secret", Value: fmt.Sprintf("%s, version %d", s.GetSecret(), s.GetVersion())},
+		{Name: "grade", Value: s.GetGrade()},
+		{Name: "uses", Value: usesOf(s)},
+		{Name: "issued", Value: second(s.GetIssuedAt())},
+		{Name: "confirmed", Value: second(s.GetConfirmedAt())},
+		{Name: "expires", Value: second(s.GetExpiresAt())},
+		{Name: "revoked", Value: second(s.GetRevokedAt())},
+		{Name: "ended", Value: second(s.GetEndedAt())},
+		{Name: "reason", Value: s.GetReason()},
+		{Name: "noticed", Value: s.GetStanding()},
+		{Name: "instance", Value: s.GetInstance()},
+		{Name: "device", Value: s.GetDevice()},
+		{Name: "suite", Value: s.GetSuite()},
+		{Name: "envelope", Value: s.GetEnvelopeDigest()},
+		{Name: "policy", Value: s.GetRevision()},
+	}
 }
 
 func newSessionListCommand(a *app) *cobra.Command {
@@ -213,37 +217,6 @@ func sessionID(text string) error {
 		return fmt.Errorf("%w: there is no session %q: `bulla session list` shows which there are", client.ErrNotFound, text)
 	}
 	return nil
-}
-
-func newSessionShowCommand(a *app) *cobra.Command {
-	c := &cobra.Command{
-		Use: "show ID [flags]", Short: "Show a session", Long: "Shows a session. An unknown id is an error (exit code 1).",
-		Example: "  bulla session show 0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11 -o json | jq -r .state",
-		Args:    argument("ID"), ValidArgsFunction: cobra.NoFileCompletions,
-		RunE: func(c *cobra.Command, args []string) error {
-			return a.withSession(c, args[0], func(ctx context.Context, s bullav1.SessionsClient) (*bullav1.Session, error) {
-				return s.GetSession(ctx, &bullav1.GetSessionRequest{Id: args[0]})
-			})
-		},
-	}
-	a.addIdentity(c)
-	return c
-}
-
-// withSession asks the broker about one session and prints the answer.
-func (a *app) withSession(c *cobra.Command, id string, ask func(context.Context, bullav1.SessionsClient) (*bullav1.Session, error)) error {
-	if err := sessionID(id); err != nil {
-		return err
-	}
-	var s *bullav1.Session
-	err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-		s, err = ask(ctx, bullav1.NewSessionsClient(conn))
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("%s session %s: %w", c.Name(), id, err)
-	}
-	return a.printSession(s)
 }
 
 // checkReason wants a reason for what can't be taken back.

@@ -1,10 +1,5 @@
-// Package xtest is an AWS KMS for tests: an HTTP server that speaks the real wire format, checks each
-// request's signature by making it again, and fails on demand.
-//
-// Requests are decoded into the AWS SDK's own input types, strictly, and answers are encoded by the SDK's own
-// serializers, so the fake can't agree with Bulla on something that AWS does not say. It knows Encrypt and
-// Decrypt of symmetric keys and DescribeKey. It checks no IAM policies: [Server.Inject] answers what AWS
-// would. It is imported by tests only.
+// Package xtest is an AWS KMS for tests, behind the frame of package awsfake. It knows Encrypt and Decrypt of symmetric
+// keys and DescribeKey. It is imported by tests only.
 package xtest
 
 import (
@@ -14,19 +9,67 @@ import (
 	"encoding/json"
 	"fmt"
 	"strings"
+	"sync"
+	"testing"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/aws-sdk-go-v2/service/kms/types"
+
+	"github.com/bulla-project/bulla/test/awsfake"
 )
 
 // Where the fake's keys live, and who may call it.
 const (
-	Account   = "123456789012"
-	Region    = "eu-central-1"
-	AccessKey = "AKIATESTBULLA"
-	SecretKey = "test-secret-key"
+	Account   = awsfake.Account
+	Region    = awsfake.Region
+	AccessKey = awsfake.AccessKey
+	SecretKey = awsfake.SecretKey
 )
+
+// Fault is one way to fail the next calls.
+type Fault = awsfake.Fault
+
+// Server is the fake. Its methods may be called at any time.
+type Server struct {
+	*awsfake.Server
+
+	mu       sync.Mutex // guards all below
+	keys     map[string]*kmsKey
+	aliases  map[string]string // alias → key id
+	contexts []map[string]string
+}
+
+// Start serves on a loopback port until the test ends.
+func Start(t testing.TB) *Server {
+	s := &Server{keys: map[string]*kmsKey{}, aliases: map[string]string{}}
+	s.Server = awsfake.Start(t, awsfake.Service{Name: "kms", Target: "TrentService.", Handle: s.handle})
+	return s
+}
+
+// Credentials are those that the fake accepts.
+func Credentials() aws.CredentialsProvider { return awsfake.Credentials() }
+
+// Contexts returns the encryption contexts of the operations that were carried out so far.
+func (s *Server) Contexts() []map[string]string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return append([]map[string]string(nil), s.contexts...)
+}
+
+func (s *Server) handle(op string, body []byte) ([]byte, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch op {
+	case "Encrypt":
+		return awsfake.Serve(body, s.encrypt)
+	case "Decrypt":
+		return awsfake.Serve(body, s.decrypt)
+	case "DescribeKey":
+		return awsfake.Serve(body, s.describe)
+	}
+	return nil, awsfake.Refuse("UnknownOperationException", "%s", op)
+}
 
 const keyIDLen = 36
 
@@ -87,7 +130,7 @@ func (s *Server) lookup(keyID *string) (*kmsKey, error) {
 	if strings.HasPrefix(name, "alias/") {
 		id, ok := s.aliases[name]
 		if !ok {
-			return nil, refuse("NotFoundException", "Alias %s%s is not found.", prefix, name)
+			return nil, awsfake.Refuse("NotFoundException", "Alias %s%s is not found.", prefix, name)
 		}
 		return s.keys[id], nil
 	}
@@ -95,17 +138,17 @@ func (s *Server) lookup(keyID *string) (*kmsKey, error) {
 	if k := s.keys[id]; k != nil {
 		return k, nil
 	}
-	return nil, refuse("NotFoundException", "Key '%skey/%s' does not exist", prefix, id)
+	return nil, awsfake.Refuse("NotFoundException", "Key '%skey/%s' does not exist", prefix, id)
 }
 
 func (k *kmsKey) usable() error {
 	switch {
 	case k.state == types.KeyStateDisabled:
-		return refuse("DisabledException", "%s is disabled.", k.arn())
+		return awsfake.Refuse("DisabledException", "%s is disabled.", k.arn())
 	case k.state != types.KeyStateEnabled:
-		return refuse("KMSInvalidStateException", "%s is %s.", k.arn(), k.state)
+		return awsfake.Refuse("KMSInvalidStateException", "%s is %s.", k.arn(), k.state)
 	case k.usage != types.KeyUsageTypeEncryptDecrypt:
-		return refuse("InvalidKeyUsageException", "%s key usage is %s which is not valid for Encrypt.", k.arn(), k.usage)
+		return awsfake.Refuse("InvalidKeyUsageException", "%s key usage is %s which is not valid for Encrypt.", k.arn(), k.usage)
 	}
 	return nil
 }
@@ -122,7 +165,7 @@ func contextBytes(context map[string]string) []byte {
 // A blob is a version byte, the key's id and the sealed plaintext.
 func (s *Server) encrypt(in *kms.EncryptInput) (*kms.EncryptOutput, error) {
 	if len(in.Plaintext) == 0 || len(in.Plaintext) > 4096 {
-		return nil, refuse("ValidationException", "Value at 'plaintext' failed to satisfy constraint: Member must have length between 1 and 4096")
+		return nil, awsfake.Refuse("ValidationException", "Value at 'plaintext' failed to satisfy constraint: Member must have length between 1 and 4096")
 	}
 	k, err := s.lookup(in.KeyId)
 	if err != nil {
@@ -139,10 +182,10 @@ func (s *Server) encrypt(in *kms.EncryptInput) (*kms.EncryptOutput, error) {
 func (s *Server) decrypt(in *kms.DecryptInput) (*kms.DecryptOutput, error) {
 	blob := in.CiphertextBlob
 	if len(blob) == 0 || len(blob) > 6144 {
-		return nil, refuse("ValidationException", "Value at 'ciphertextBlob' failed to satisfy constraint: Member must have length between 1 and 6144")
+		return nil, awsfake.Refuse("ValidationException", "Value at 'ciphertextBlob' failed to satisfy constraint: Member must have length between 1 and 6144")
 	}
 	if len(blob) < 1+keyIDLen || blob[0] != 1 || s.keys[string(blob[1:1+keyIDLen])] == nil {
-		return nil, refuse("InvalidCiphertextException", "")
+		return nil, awsfake.Refuse("InvalidCiphertextException", "")
 	}
 	k := s.keys[string(blob[1:1+keyIDLen])]
 	if in.KeyId != nil {
@@ -151,7 +194,7 @@ func (s *Server) decrypt(in *kms.DecryptInput) (*kms.DecryptOutput, error) {
 			return nil, err
 		}
 		if named != k {
-			return nil, refuse("IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation.")
+			return nil, awsfake.Refuse("IncorrectKeyException", "The key ID in the request does not identify a CMK that can perform this operation.")
 		}
 	}
 	if err := k.usable(); err != nil {
@@ -159,7 +202,7 @@ func (s *Server) decrypt(in *kms.DecryptInput) (*kms.DecryptOutput, error) {
 	}
 	plain, err := k.aead.Open(nil, nil, blob[1+keyIDLen:], contextBytes(in.EncryptionContext))
 	if err != nil {
-		return nil, refuse("InvalidCiphertextException", "")
+		return nil, awsfake.Refuse("InvalidCiphertextException", "")
 	}
 	s.contexts = append(s.contexts, in.EncryptionContext)
 	return &kms.DecryptOutput{Plaintext: plain, KeyId: aws.String(k.arn()), EncryptionAlgorithm: types.EncryptionAlgorithmSpecSymmetricDefault}, nil

@@ -23,16 +23,19 @@ type Genesis struct {
 	Security     []string `json:"security"`
 	Auditors     []string `json:"auditors"`
 	Product      string   `json:"product"`
+	// BundleKeys are the ids of the keys under which policy bundles have to be signed; their introduction follows.
+	BundleKeys []string `json:"bundle_keys,omitempty"`
 }
 
-// KeyIntroduced starts the life of an envelope signing key; Public is its PKIX DER.
+// KeyIntroduced starts the life of a public key; Public is its PKIX DER. Use is "envelope" for a key that signs
+// envelopes, and "bundle" for one that signs policy bundles, whose private half the broker never has.
 type KeyIntroduced struct {
 	KeyID  string `json:"key_id"`
 	Use    string `json:"use"`
 	Public []byte `json:"public"`
 }
 
-// KeyRetired ends the life of a signing key; its private half is destroyed.
+// KeyRetired ends the life of a key; the private half of an envelope key is destroyed.
 type KeyRetired struct {
 	KeyID string `json:"key_id"`
 }
@@ -45,6 +48,13 @@ type RevisionActivated struct {
 	Source   string    `json:"source"`
 	Note     string    `json:"note,omitempty"`
 	By       *Decision `json:"by,omitempty"`
+	// Rollback says that the bundle was active before. Key is the bundle key under which its signature verified,
+	// Proposal the event with the first person's word where a second one was wanted, and Report the digest of what
+	// was said about its effect.
+	Rollback bool   `json:"rollback,omitempty"`
+	Key      string `json:"key,omitempty"`
+	Proposal ID     `json:"proposal,omitzero"`
+	Report   Digest `json:"report,omitzero"`
 }
 
 // SecretPut adds a version of a secret; the value lies beside the ledger, sealed, under RecordID.
@@ -64,12 +74,14 @@ type SecretPut struct {
 }
 
 // InstanceBound keeps the evidence that an SVID vouched for an instance key: the binding as in package
-// envelope/proof, and the certificate chain (DER, the leaf first).
+// envelope/proof, and the certificate chain (DER, the leaf first). Trust names the bundle by which it was judged, of
+// which a TrustObserved event tells; events from before there were any have none.
 type InstanceBound struct {
 	Principal string   `json:"principal"`
 	Instance  string   `json:"instance"`
 	Binding   []byte   `json:"binding"`
 	Chain     [][]byte `json:"chain"`
+	Trust     Digest   `json:"trust,omitzero"`
 }
 
 // DeviceEnrolled admits a device; Record is the canonical JSON of attest.Device.

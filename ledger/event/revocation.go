@@ -1,5 +1,7 @@
 package event
 
+import "encoding/json"
+
 // The selectors of a revocation.
 const (
 	ByPrincipal   = "principal"
@@ -34,6 +36,22 @@ type SessionsRevoked struct {
 	Revocation ID     `json:"revocation,omitzero"` // the order, if it was one
 	// Unreceipted says that no receipt came in time: the event fits only sessions that still wait for one.
 	Unreceipted bool `json:"unreceipted,omitempty"`
+	// Redecided says how the policy was asked again, where that is the reason.
+	Redecided *Redecided `json:"redecided,omitempty"`
+}
+
+// Redecided stands for the decisions by which sessions ended: each on the signals that the session was delivered on.
+// With a Level they were judged with Attestation instead of the one of then, as if it had been issued at their time, and
+// with that level.
+type Redecided struct {
+	Revision    Digest          `json:"revision"`
+	Sequence    uint64          `json:"sequence"`
+	Level       string          `json:"level,omitempty"`
+	Attestation json.RawMessage `json:"attestation,omitempty"` // canonical JSON of policy.Attestation; none: the device is void
+	// Unmet says that the policy would permit, under limits that the sessions do not keep.
+	Unmet bool `json:"unmet,omitempty"`
+	// Results are SHA-256 of the canonical decisions, in the order of the sessions.
+	Results []Digest `json:"results"`
 }
 
 // SessionsWiped is an instance's word that it holds nothing any more of sessions that ended.

@@ -105,7 +105,7 @@ type batch struct {
 	ids      map[event.ID]struct{}
 	counters map[counter]ledgerCount
 	subjects map[string][]byte
-	blobs    map[string]*ledger.Blob
+	blobs    map[string]*ledger.Blob // nil: it is dropped
 
 	destroyed map[string]struct{} // keys
 }
@@ -220,8 +220,10 @@ func (b *batch) count(c ledger.Counter, before []ledger.Counter) (uint32, error)
 }
 
 func (b *batch) blob(key string) (event.Digest, error) {
-	if blob, ok := b.blobs[key]; ok {
+	if blob, ok := b.blobs[key]; ok && blob != nil {
 		return blob.Digest, nil
+	} else if ok {
+		return event.Digest{}, nil
 	}
 	return b.w.blobDigest(key)
 }
@@ -296,6 +298,9 @@ func (b *batch) accept(r *ledger.Record, tx *recordTx) error {
 		delete(b.subjects, e.Key)
 		delete(b.w.subjects, e.Key)
 	}
+	for _, key := range tx.drops {
+		b.blobs[key] = nil
+	}
 	for i, row := range tx.rows {
 		if s := tx.sessions[i]; s != nil {
 			b.sessions[row.RowKey] = *s
@@ -340,6 +345,12 @@ func (b *batch) flush() error {
 		}
 	}
 	for key, blob := range b.blobs {
+		if blob == nil {
+			if _, err := b.w.exec(sqlDropBlob, key); err != nil {
+				return err
+			}
+			continue
+		}
 		switch there, err := b.w.blobDigest(key); {
 		case err != nil:
 			return err
@@ -429,6 +440,7 @@ type recordTx struct {
 	rows     []ledger.Row
 	sessions []*session.Session // of rows; nil for those of other kinds
 	last     map[ledger.RowKey]int
+	drops    []string // keys of blobs
 }
 
 func (t *recordTx) Get(key ledger.RowKey) (ledger.Row, error) {
@@ -445,6 +457,11 @@ func (t *recordTx) Get(key ledger.RowKey) (ledger.Row, error) {
 func (t *recordTx) Put(row ledger.Row) error { return t.put(row, nil) }
 
 func (t *recordTx) PutSession(s session.Session, row ledger.Row) error { return t.put(row, &s) }
+
+func (t *recordTx) DropBlob(key string) error {
+	t.drops = append(t.drops, key)
+	return nil
+}
 
 func (t *recordTx) put(row ledger.Row, s *session.Session) error {
 	if t.last == nil {

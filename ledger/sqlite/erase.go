@@ -37,13 +37,16 @@ func (b *batch) erasure(r *ledger.Record) error {
 	return nil
 }
 
-// flushErasure takes away what no row of state is.
+// flushErasure takes away what the projections do not.
 func (b *batch) flushErasure(e event.SubjectErased) error {
 	if _, err := b.w.exec(sqlDropSubject, e.Key); err != nil {
 		return err
 	}
 	for _, index := range e.Indexes {
 		if _, err := b.w.exec(sqlDropRequest, index); err != nil {
+			return err
+		}
+		if _, err := b.w.exec(sqlDropDenial, index+1); err != nil {
 			return err
 		}
 	}

@@ -20,6 +20,7 @@ const (
 	sqlLeaves      = "SELECT idx, leaf FROM events WHERE idx >= ? ORDER BY idx LIMIT ?"
 	sqlFind        = "SELECT idx, id, leaf, subject, body FROM events WHERE id = ?"
 	sqlRequest     = "SELECT idx, owner, reply, expires, session FROM requests WHERE key = ?"
+	sqlRecipients  = "SELECT principal, idx FROM sessions INDEXED BY sessions_pair WHERE secret = ? AND idx >= ? AND idx < ? ORDER BY principal, idx"
 	sqlBlob        = "SELECT data FROM blobs WHERE key = ?"
 )
 
@@ -49,7 +50,7 @@ func openReader(ctx context.Context, path string) (_ *reader, err error) {
 		return nil, err
 	}
 	r.checkpoints.SetMaxOpenConns(1)
-	for _, text := range []string{sqlState, sqlSession, sqlStates, sqlAllSessions, sqlEvents, sqlLeaves, sqlFind, sqlSize, sqlRequest, sqlBlob, sqlSubject} {
+	for _, text := range []string{sqlState, sqlSession, sqlStates, sqlAllSessions, sqlEvents, sqlLeaves, sqlFind, sqlSize, sqlRequest, sqlBlob, sqlSubject, sqlRecipients} {
 		if r.stmts[text], err = r.db.PrepareContext(ctx, text); err != nil {
 			return nil, err
 		}
@@ -225,12 +226,36 @@ func (v *snapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]ledge
 	rows, err := v.tx.QueryContext(context.Background(), text, args...)
 	return collect(rows, err, func(rows *sql.Rows, r *ledger.Row) error {
 		r.Kind = ledger.KindSession
-		return rows.Scan(&r.Key, &r.Value, &r.Seq)
+		return rows.Scan(&r.Key, &r.Value, &r.Seq, &r.Opened)
 	})
 }
 
 // sessionsSQL builds the query for q out of constant text; values are parameters.
 func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
+	text, args = sessionsWhere(q)
+	order := "idx DESC"
+	switch {
+	case !q.LiveFrom.IsZero():
+		order = "due, id"
+	case !q.ExpiresBefore.IsZero():
+		order = "due, idx"
+	case !q.ReceiptBefore.IsZero():
+		order = "receipt_due, idx"
+	}
+	limit := q.Max
+	if limit <= 0 || limit > ledger.MaxPage {
+		limit = ledger.MaxPage
+	}
+	if args = append(args, limit); order == "idx DESC" && q.Secret != "" && q.Principal == "" && q.Device == "" && len(q.States) == 0 {
+		// The index by secret is in the order of principals. What comes first is found in the index alone.
+		return "SELECT id, value, seq, idx FROM sessions WHERE idx IN (SELECT idx FROM sessions INDEXED BY sessions_pair" + text +
+			" ORDER BY idx DESC LIMIT ?) ORDER BY idx DESC", args
+	}
+	return "SELECT id, value, seq, idx FROM sessions" + text + " ORDER BY " + order + " LIMIT ?", args
+}
+
+// sessionsWhere is the condition of q, "" if there is none.
+func sessionsWhere(q ledger.SessionQuery) (text string, args []any) {
 	var where []string
 	add := func(condition string, values ...any) {
 		where, args = append(where, condition), append(args, values...)
@@ -256,31 +281,84 @@ func sessionsSQL(q ledger.SessionQuery) (text string, args []any) {
 	if live {
 		add("due IS NOT NULL")
 	}
-	order := "idx DESC"
 	if !q.ReceiptBefore.IsZero() {
 		add("receipt_due <= ? AND due > ?", q.ReceiptBefore.UnixMicro(), q.ReceiptBefore.UnixMicro())
-		order = "receipt_due, idx"
 	}
 	if !q.ExpiresBefore.IsZero() {
 		add("due <= ?", q.ExpiresBefore.UnixMicro())
-		order = "due, idx"
 	}
 	if !q.LiveFrom.IsZero() {
 		from := q.LiveFrom.UnixMicro()
 		add("due >= ? AND (due > ? OR id > ?)", from, from, q.LiveAfter)
-		order = "due, id"
 	}
 	if q.Before != "" {
 		add("idx < (SELECT b.idx FROM sessions b WHERE b.id = ?)", q.Before)
 	}
+	if q.From > 0 {
+		add("idx >= ?", q.From)
+	}
+	if q.Below > 0 {
+		add("idx < ?", q.Below)
+	}
 	if len(where) > 0 {
 		text = " WHERE " + strings.Join(where, " AND ")
 	}
-	limit := q.Max
-	if limit <= 0 || limit > ledger.MaxPage {
-		limit = ledger.MaxPage
+	return text, args
+}
+
+// Scan implements ledger.Snapshot. Without an order nothing is sorted: the rows come as the index has them.
+func (v *snapshot) Scan(ctx context.Context, q ledger.SessionQuery, f func(ledger.Row) error) error {
+	if err := v.ready(ctx); err != nil {
+		return err
 	}
-	return "SELECT id, value, seq FROM sessions" + text + " ORDER BY " + order + " LIMIT ?", append(args, limit)
+	where, args := sessionsWhere(ledger.SessionQuery{Principal: q.Principal, Secret: q.Secret, Device: q.Device, From: q.From, Below: q.Below})
+	rows, err := v.tx.QueryContext(context.Background(), "SELECT value, idx FROM sessions"+where, args...)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	row := ledger.Row{RowKey: ledger.RowKey{Kind: ledger.KindSession}}
+	var raw sql.RawBytes
+	for n := 0; rows.Next(); n++ {
+		if n%256 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := rows.Scan(&raw, &row.Opened); err != nil {
+			return err
+		}
+		row.Value = raw
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
+}
+
+// Recipients implements ledger.Snapshot, on an index that holds all that it passes on.
+func (v *snapshot) Recipients(ctx context.Context, secret string, from, below int64, f func(principal string, index int64) error) error {
+	rows, err := v.query(ctx, sqlRecipients, secret, from, below)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	var raw sql.RawBytes // read before the next row
+	var principal string
+	for n := 0; rows.Next(); n++ {
+		var index int64
+		if err := rows.Scan(&raw, &index); err != nil {
+			return err
+		}
+		if n%1024 == 0 && ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if string(raw) != principal {
+			principal = string(raw)
+		}
+		if err := f(principal, index); err != nil {
+			return err
+		}
+	}
+	return rows.Err()
 }
 
 func (v *snapshot) Events(ctx context.Context, from int64, max int) ([]ledger.Stored, error) {

@@ -34,7 +34,7 @@ const (
 	sqlDropState     = "DELETE FROM states WHERE kind = ? AND key = ?"
 	sqlDropSubject   = "DELETE FROM subjects WHERE name = ?"
 	sqlDropRequest   = "DELETE FROM requests WHERE idx = ?"
-	sqlDropBlob      = "DELETE FROM blobs WHERE key = ?"
+	sqlDropDenial    = "DELETE FROM states WHERE kind = 'denial' AND seq = ?" // by its own index
 	sqlUnderKey      = "SELECT 1 FROM events WHERE idx >= ? AND subject = ? LIMIT 1"
 	sqlHasRequest    = "SELECT 1 FROM requests WHERE key = ?"
 	sqlPutRequest    = "INSERT INTO requests (idx, key, owner, reply, expires, session) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
@@ -44,6 +44,7 @@ const (
 	sqlPutSubject    = "INSERT INTO subjects (name, wrapped) VALUES (?, ?)"
 	sqlBlobDigest    = "SELECT digest FROM blobs WHERE key = ?"
 	sqlPutBlob       = "INSERT INTO blobs (key, digest, data) VALUES (?, ?, ?)"
+	sqlDropBlob      = "DELETE FROM blobs WHERE key = ?"
 	sqlSweepRequests = "DELETE FROM requests WHERE idx IN (SELECT idx FROM requests WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlSweepCounters = "DELETE FROM counters WHERE (key, start) IN (SELECT key, start FROM counters WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlProbe         = "INSERT INTO probe (id, room) VALUES (1, zeroblob(?)) ON CONFLICT (id) DO UPDATE SET room = excluded.room"
@@ -116,8 +117,8 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 	}
 	for _, text := range []string{
 		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlMoveSession, sqlHasRequest, sqlPutRequest,
-		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlSweepRequests, sqlSweepCounters,
-		sqlEraseSession, sqlDropState, sqlDropSubject, sqlDropRequest, sqlDropBlob, sqlUnderKey,
+		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlDropBlob, sqlSweepRequests, sqlSweepCounters,
+		sqlEraseSession, sqlDropState, sqlDropSubject, sqlDropRequest, sqlDropDenial, sqlUnderKey,
 		sqlProbe, sqlCheckpoint, sqlTruncate, sqlCount, sqlBegin, sqlCommit, sqlRollback,
 	} {
 		if w.stmts[text], err = w.conn.PrepareContext(ctx, text); err != nil {

@@ -107,6 +107,7 @@ type memoryTx struct {
 	rows     map[ledger.RowKey]ledger.Row
 	sessions map[string]session.Session
 	changed  []ledger.Row
+	drops    []string
 }
 
 func (t *memoryTx) Get(key ledger.RowKey) (ledger.Row, error) {
@@ -123,6 +124,11 @@ func (t *memoryTx) Get(key ledger.RowKey) (ledger.Row, error) {
 func (t *memoryTx) Put(row ledger.Row) error {
 	t.rows[row.RowKey] = row
 	t.changed = append(t.changed, row)
+	return nil
+}
+
+func (t *memoryTx) DropBlob(key string) error {
+	t.drops = append(t.drops, key)
 	return nil
 }
 
@@ -186,11 +192,16 @@ func (t *memoryTx) checkErasure(r *ledger.Record) error {
 	return nil
 }
 
-// erase takes away what an erasure takes away beside rows.
+// erase takes away what an erasure takes away beside what it projects.
 func (t *memoryTx) erase(b event.SubjectErased) {
 	delete(t.subjects, b.Key)
 	for _, s := range b.Sessions {
 		delete(t.blobs, ledger.RoundBlob(s.Session))
+	}
+	for key, row := range t.memoryState.rows {
+		if key.Kind == ledger.KindDenial && slices.Contains(b.Indexes, row.Seq-1) {
+			delete(t.memoryState.rows, key)
+		}
 	}
 	for key, r := range t.requests {
 		if slices.Contains(b.Indexes, r.Index) {
@@ -226,6 +237,9 @@ func (t *memoryTx) keep(r *ledger.Record) int64 {
 	}
 	if r.Blob != nil {
 		t.blobs[r.Blob.Key] = *r.Blob
+	}
+	for _, key := range t.drops {
+		delete(t.blobs, key)
 	}
 	if r.Request != nil {
 		request := *r.Request
@@ -327,6 +341,7 @@ func (v memorySnapshot) Sessions(ctx context.Context, q ledger.SessionQuery) ([]
 	out := make([]ledger.Row, min(len(found), ledger.MaxPage))
 	for i := range out {
 		out[i] = v.s.rows[ledger.RowKey{Kind: ledger.KindSession, Key: found[i].ID.String()}]
+		out[i].Opened = found[i].order
 	}
 	return out, ctx.Err()
 }
@@ -348,7 +363,46 @@ func (v memorySnapshot) matches(s indexedSession, q ledger.SessionQuery) bool {
 			return false
 		}
 	}
+	if s.order < q.From || q.Below > 0 && s.order >= q.Below {
+		return false
+	}
 	return q.Before == "" || s.order < v.s.sessions[q.Before].order
+}
+
+// Scan implements ledger.Snapshot.
+func (v memorySnapshot) Scan(ctx context.Context, q ledger.SessionQuery, f func(ledger.Row) error) error {
+	for id, s := range v.s.sessions {
+		if !v.matches(s, ledger.SessionQuery{Principal: q.Principal, Secret: q.Secret, Device: q.Device, From: q.From, Below: q.Below}) {
+			continue
+		}
+		row := v.s.rows[ledger.RowKey{Kind: ledger.KindSession, Key: id}]
+		if row.Opened = s.order; ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err := f(row); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Recipients implements ledger.Snapshot.
+func (v memorySnapshot) Recipients(ctx context.Context, secret string, from, below int64, f func(string, int64) error) error {
+	var found []indexedSession
+	for _, s := range v.s.sessions {
+		if s.Secret == secret && s.order >= from && s.order < below {
+			found = append(found, s)
+		}
+	}
+	slices.SortFunc(found, func(a, b indexedSession) int {
+		return cmp.Or(strings.Compare(a.Principal, b.Principal), cmp.Compare(a.order, b.order))
+	})
+	for _, s := range found {
+		if err := f(s.Principal, s.order); err != nil {
+			return err
+		}
+	}
+	return ctx.Err()
 }
 
 func (v memorySnapshot) Events(ctx context.Context, from int64, max int) ([]ledger.Stored, error) {

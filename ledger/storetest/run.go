@@ -18,10 +18,11 @@ import (
 func Run(t *testing.T, open func(t testing.TB) ledger.Store) {
 	for name, test := range map[string]func(*suite){
 		"Empty": (*suite).empty, "IndexesWithoutGaps": (*suite).indexes, "Preconditions": (*suite).preconditions,
-		"Counters": (*suite).counters, "Requests": (*suite).requests, "Blobs": (*suite).blobs, "SubjectKeys": (*suite).subjects,
+		"Counters": (*suite).counters, "Requests": (*suite).requests, "Blobs": (*suite).blobs, "RoundBlobs": (*suite).roundBlobs, "SubjectKeys": (*suite).subjects,
 		"RefusedLeavesNothing": (*suite).refused, "SessionQueries": (*suite).queries, "SnapshotStays": (*suite).snapshot,
 		"EventIDsOnce": (*suite).eventIDs, "RecoverKeepsAll": (*suite).recovers, "Listing": (*suite).listing, "Closed": (*suite).closed,
-		"Erasures": (*suite).erasures,
+		"Questions": (*suite).questions,
+		"Erasures":  (*suite).erasures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(&suite{t, open(t)})

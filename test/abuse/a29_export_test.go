@@ -20,6 +20,7 @@ import (
 // export is what the auditor's Export stream gave.
 type export struct {
 	Checkpoint []byte
+	Witnessed  []byte
 	Key        proofs.Key
 	Records    []audit.Record
 }
@@ -49,7 +50,7 @@ func exported(t *testing.T, r *rig.Rig) export {
 			t.Fatal(err)
 		}
 		if len(item.GetCheckpoint()) > 0 {
-			out.Checkpoint = item.GetCheckpoint()
+			out.Checkpoint, out.Witnessed = item.GetCheckpoint(), item.GetWitnessed()
 			if out.Key, err = proofs.ParseKey(item.GetLogKey()); err != nil {
 				t.Fatal(err)
 			}

@@ -69,7 +69,16 @@ func TestAbuse_A46_revision_ends_sessions(t *testing.T) {
 	if got := sessionState(t, r, kept.SessionID); got != "confirmed" {
 		t.Errorf("the session that the new revision permits is %s", got)
 	}
-	r.Check()
+	decided := 0
+	for _, e := range r.Events() {
+		if b, ok := e.Body.(event.SessionsRevoked); ok && b.Redecided != nil && len(b.Redecided.Results) == 1 && b.Redecided.Sequence == 2 {
+			decided++
+		}
+	}
+	if decided != 1 {
+		t.Errorf("%d events say by which decision the session ended, want 1", decided)
+	}
+	r.Check() // which replays that decision
 }
 
 // A revision that would end many sessions waits for somebody who may push policies; it does so through a restart.

@@ -18,6 +18,7 @@ var picture = []row{
 	{"internal/durable", nil},
 	{"internal/strictyaml", nil},
 	{"internal/harden", nil},
+	{"internal/outward", nil},
 	{"internal/canonical", nil},
 
 	// Vocabulary: values and what they mean, no I/O.
@@ -107,6 +108,14 @@ var picture = []row{
 		"rego":               "every bundle is checked against the schema that ships with the policy",
 		"risk":               "the model is data of the revision, the score part of the input",
 	}},
+	{"policy/diff", nil},
+	{"policy/remote", map[string]string{
+		"policy": "what it fetches is a bundle",
+	}},
+	{"policy/replay", map[string]string{
+		"internal/canonical": "decisions are compared, and reports made, in their one encoding",
+		"policy":             "what judges, and what was judged",
+	}},
 	{"keyring", map[string]string{
 		"internal/durable": "the keyset and the local key-encryption key are files",
 	}},
@@ -138,6 +147,52 @@ var picture = []row{
 		"ledger/event":     "the entries that it integrates; it takes them from a small source, not from the ledger",
 		"session":          "rebuild folds the events into sessions as everybody does",
 	}},
+	{"audit/sessionproof", map[string]string{
+		"audit":          "records, faults with their places, and what a leaf's reply opens to",
+		"audit/proofs":   "checkpoints, cosignatures and proofs of inclusion",
+		"certs":          "recorded chains are judged as live ones are, at the time of their events",
+		"envelope":       "receipts",
+		"envelope/proof": "bindings and signed requests",
+		"ledger/event":   "what the log holds",
+		"session":        "a session is what its events make of it",
+	}},
+	{"audit/witness", map[string]string{
+		"audit":            "the log whose checkpoints are cosigned",
+		"audit/proofs":     "checkpoints and cosignatures",
+		"internal/durable": "the witnessed checkpoint is a file",
+		"internal/outward": "how others are asked",
+	}},
+	{"audit/publish", map[string]string{
+		"internal/durable": "a published file is replaced whole",
+		"internal/outward": "how others are asked",
+	}},
+	{"audit/tileserver", map[string]string{
+		"audit":       "the log that it serves",
+		"audit/tiles": "the paths of what it serves",
+	}},
+
+	{"audit/timeline", map[string]string{
+		"ledger/event": "the events that it tells",
+		"policy":       "what decisions and signals say",
+	}},
+	{"audit/decisions", map[string]string{
+		"ledger/event":  "the events that it finds decisions in",
+		"policy":        "effects and signals",
+		"policy/replay": "what it makes of them",
+	}},
+
+	// Events on their way to where they are watched.
+	{"audit/ocsf", map[string]string{
+		"ledger/event": "the events that it maps",
+	}},
+	{"audit/sink", map[string]string{
+		"audit/ocsf":       "the lines that it brings away",
+		"internal/durable": "how far it came is a file",
+		"ledger/event":     "the entries that it takes from a small source, not from the ledger",
+	}},
+	{"audit/sink/cloudwatch", map[string]string{
+		"audit/sink": "it is one sink among others",
+	}},
 
 	// The sides themselves.
 	{"broker/proxy", nil},
@@ -146,13 +201,13 @@ var picture = []row{
 		"attest":           "appraisal is a step of the release path",
 		"audit":            "the operator side exports, tails and rebuilds",
 		"audit/proofs":     "replies carry the checkpoint and proofs that the client checks",
+		"audit/timeline":   "which events are part of a session's story",
 		"broker/proxy":     "who announced a peer's address",
 		"caep":             "external signals",
 		"certs":            "who calls",
 		"envelope":         "sealing and signing are steps of the release path",
 		"envelope/proof":   "the proofs on requests and receipts",
 		"envelope/split":   "a secret is split among its holders before it is sealed",
-		"internal/durable": "what the retention exported is durable before it is erased",
 		"keyring":          "secret versions are opened for the one delivery",
 		"keyring/epoch":    "the shares of gated sessions",
 		"ledger":           "the choke point: nothing leaves unless it has committed",
@@ -165,6 +220,7 @@ var picture = []row{
 		"secret/keys":      "what it does with a key at grade proxied",
 		"session":          "states of what it delivered",
 		"token":            "further factors, and the tokens that signals come in",
+		"internal/durable": "what the retention exported is durable before it is erased",
 	}},
 	{"client", map[string]string{
 		"api/bulla/v1":      "the services it calls",
@@ -188,8 +244,10 @@ var picture = []row{
 		"audit/proofs":        "what may be the name of a log",
 		"broker/proxy":        "what may be the range of a proxy",
 		"caep":                "which events and subjects there are",
+		"internal/outward":    "which addresses may be asked",
 		"certs":               "what is a SPIFFE ID, and a trust domain",
 		"internal/strictyaml": "it is one strict file",
+		"policy/remote":       "what may be an address of bundles",
 		"token":               "what may be an address of keys, and an algorithm",
 	}},
 	{"broker/server", map[string]string{everything: "it opens the parts of a broker and joins them"}},
@@ -201,9 +259,16 @@ var picture = []row{
 	// Shared by tests. Nothing but tests and other packages of this kind may import them (see the test).
 	{"test/xtest", nil},
 	{"certs/xtest", nil},
-	{"keyring/xtest", nil},
+	{"test/awsfake", nil},
+	{"keyring/xtest", map[string]string{
+		"test/awsfake": "the wire of AWS, with a KMS behind it",
+	}},
+	{"audit/sink/cloudwatch/xtest", map[string]string{
+		"test/awsfake": "the wire of AWS, with CloudWatch Logs behind it",
+	}},
 	{"place/xtest", nil},
 	{"token/xtest", nil},
+	{"audit/witness/xtest", nil},
 	{"attest/xtest", map[string]string{
 		"attest":              "it makes and forges evidence",
 		"attest/tpm":          "it makes and forges evidence",
@@ -270,6 +335,8 @@ func bans() []ban {
 		ban{"ledger", module + "/audit", "the log is built from the ledger, never the other way round"},
 		ban{"ledger", "modernc.org/sqlite", "group commit stands above the stores"},
 		ban{"keyring", "github.com/aws/aws-sdk-go-v2", "who keeps the key in a file must not link a cloud"},
+		ban{"audit/ocsf", "net/http", "it is promised to be pure: values in, values out"},
+		ban{"audit/sink", "github.com/aws/aws-sdk-go-v2", "who exports to a file must not link a cloud"},
 		ban{"broker", "modernc.org/sqlite", "the store is chosen where the program is wired"},
 		ban{"broker", "github.com/aws/aws-sdk-go-v2", "the key-encryption key is chosen where the program is wired"},
 		ban{"broker", module + "/client", "the two sides meet on the wire only"},

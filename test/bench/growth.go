@@ -118,7 +118,7 @@ func startFull(ctx context.Context, binary, dir string, sessions int) (*process,
 		return nil, 0, err
 	}
 	start := time.Now()
-	if err := errors.Join(fill(ctx, filepath.Join(dir, "broker", "ledger.db"), sessions), grant(filepath.Join(dir, "policy", "data", "grants.yaml"), others(sessions))); err != nil {
+	if err := errors.Join(fill(ctx, filepath.Join(dir, "broker", "ledger.db"), sessions, spread(sessions)), grant(filepath.Join(dir, "policy", "data", "grants.yaml"), others(sessions))); err != nil {
 		return nil, 0, fmt.Errorf("fill the store: %w", err)
 	}
 	filled := time.Since(start)
@@ -151,7 +151,7 @@ func grant(path string, n int) error {
 
 // fill puts live sessions with their events and idempotency rows, and secrets, into the tables, past the ledger: rows
 // like its own in everything that is read while the broker serves, with short bodies and replies that nobody reads.
-func fill(ctx context.Context, path string, sessions int) error {
+func fill(ctx context.Context, path string, sessions int, secretOf func(i int) string) error {
 	db, err := sql.Open("sqlite", "file:"+path+"?_pragma=synchronous(OFF)&_pragma=cache_size(-262144)")
 	if err != nil {
 		return err
@@ -166,7 +166,7 @@ func fill(ctx context.Context, path string, sessions int) error {
 	if err := fillSecrets(ctx, tx, others(sessions)); err != nil {
 		return err
 	}
-	if err := fillSessions(ctx, tx, sessions); err != nil {
+	if err := fillSessions(ctx, tx, sessions, secretOf); err != nil {
 		return err
 	}
 	return tx.Commit()
@@ -196,7 +196,7 @@ func fillSecrets(ctx context.Context, tx *sql.Tx, n int) error {
 
 func secretName(i int) string { return fmt.Sprintf("demo/grown/%d", i) }
 
-func fillSessions(ctx context.Context, tx *sql.Tx, sessions int) error {
+func fillSessions(ctx context.Context, tx *sql.Tx, sessions int, secretOf func(i int) string) error {
 	stmts := map[string]*sql.Stmt{}
 	for name, text := range map[string]string{
 		"event":   "INSERT INTO events (idx, id, leaf, subject, body) VALUES (?, ?, ?, ?, zeroblob(200))",
@@ -219,7 +219,7 @@ func fillSessions(ctx context.Context, tx *sql.Tx, sessions int) error {
 		at := issued.Add(time.Duration(i) * time.Microsecond)
 		s := session.Session{
 			ID: event.NewID(at), State: session.Confirmed, RequestID: event.NewID(at).String(), Principal: fmt.Sprintf("spiffe://dev.bulla.test/app/%d", i%grownPrincipals),
-			Instance: "QvM2CwHvQ7F3oqHkR0TjZrR8yQ8X1mC2nJ5wq7sYfGk", Secret: secretName(i * 7919 % others(sessions)), Version: 1, Class: "standard", Grade: "open",
+			Instance: "QvM2CwHvQ7F3oqHkR0TjZrR8yQ8X1mC2nJ5wq7sYfGk", Secret: secretOf(i), Version: 1, Class: "standard", Grade: "open",
 			Suite: "HPKE-9-KE", KeyID: "filled", EnvelopeDigest: event.Digest{1}, ReceiptLock: event.Digest{2}, Issued: event.NewTime(at),
 			Expires: event.NewTime(at.Add(24 * time.Hour)), ConfirmedAt: event.NewTime(at), Revision: event.Digest{3},
 		}
@@ -237,4 +237,9 @@ func fillSessions(ctx context.Context, tx *sql.Tx, sessions int) error {
 		}
 	}
 	return nil
+}
+
+// spread gives each session a secret so that all secrets have about as many.
+func spread(sessions int) func(i int) string {
+	return func(i int) string { return secretName(i * 7919 % others(sessions)) }
 }

@@ -154,7 +154,7 @@ func startAfterKill(t *testing.T, dir string) *dev {
 // session is a session as security sees it.
 func (d *dev) session(t testing.TB, id any) map[string]any {
 	t.Helper()
-	return run(t, d.as(t, "security"), "session", "show", fmt.Sprint(id), "-o", "json").want(t, done).object(t, sessionDetailsShape())
+	return run(t, d.as(t, "security"), "session", "show", fmt.Sprint(id), "-o", "json").want(t, done).object(t, storyShape())
 }
 
 // picture is what has to outlive a restart: address, log key, authority, devices.

@@ -54,7 +54,7 @@ keyring:
 log:
   origin: example.org/log
 site:
-  security: [spiffe://example.org/bulla/security]
+  security: [spiffe://example.org/bulla/security, spiffe://example.org/bulla/security-2]
   auditors: [spiffe://example.org/bulla/auditor]
 `
 

@@ -193,6 +193,13 @@ func sessionDetailsShape() fields {
 	})
 }
 
+// storyShape is that of session show.
+func storyShape() fields {
+	return sessionDetailsShape().but(fields{"timeline": list(object(fields{
+		"index": whole, "event": word, "time": moment, "kind": word, "what": word, "details": list(text),
+	}))})
+}
+
 func secretShape() fields {
 	return fields{"name": word, "class": word, "type": word, "versions": list(object(fields{"version": whole, "stage": word, "created_at": moment}))}
 }

@@ -303,7 +303,8 @@ func (r *Rig) Events() []event.Event {
 	return out
 }
 
-// Check rebuilds the state from the events and fails the test where they differ.
+// Check rebuilds the state from the events and fails the test where they differ, or where a recorded decision does not
+// come out again.
 func (r *Rig) Check() {
 	r.t.Helper()
 	stream, err := bullav1.NewAuditClient(r.Client("auditor").Conn()).CheckRebuild(r.t.Context(), &bullav1.CheckRebuildRequest{})
@@ -317,4 +318,5 @@ func (r *Rig) Check() {
 	for _, d := range report.GetDifferences() {
 		r.t.Errorf("rebuild: %s", d)
 	}
+	r.replays()
 }

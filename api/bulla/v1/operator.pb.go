@@ -498,7 +498,8 @@ type Session struct {
 	// "offline"; empty while the session lives.
 	Standing      string                 `protobuf:"bytes,22,opt,name=standing,proto3" json:"standing,omitempty"`
 	WipedAt       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=wiped_at,json=wipedAt,proto3" json:"wiped_at,omitempty"`
-	Erased        int64                  `protobuf:"varint,24,opt,name=erased,proto3" json:"erased,omitempty"` // index of the event that erased it: id and state are all that is left. 0: it was not
+	Approval      string                 `protobuf:"bytes,24,opt,name=approval,proto3" json:"approval,omitempty"` // round of approvals that it consumed; empty: none
+	Erased        int64                  `protobuf:"varint,25,opt,name=erased,proto3" json:"erased,omitempty"`    // index of the event that erased it: id and state are all that is left. 0: it was not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -692,6 +693,13 @@ func (x *Session) GetWipedAt() *timestamppb.Timestamp {
 		return x.WipedAt
 	}
 	return nil
+}
+
+func (x *Session) GetApproval() string {
+	if x != nil {
+		return x.Approval
+	}
+	return ""
 }
 
 func (x *Session) GetErased() int64 {
@@ -1442,7 +1450,12 @@ type Revision struct {
 	ActivatedAt   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=activated_at,json=activatedAt,proto3" json:"activated_at,omitempty"`
 	By            string                 `protobuf:"bytes,6,opt,name=by,proto3" json:"by,omitempty"`
 	Active        bool                   `protobuf:"varint,7,opt,name=active,proto3" json:"active,omitempty"`
-	Sweep         string                 `protobuf:"bytes,8,opt,name=sweep,proto3" json:"sweep,omitempty"` // of the active one: how far its effect on live sessions is
+	Sweep         string                 `protobuf:"bytes,8,opt,name=sweep,proto3" json:"sweep,omitempty"`                                    // of the active one: how far its effect on live sessions is
+	Key           string                 `protobuf:"bytes,9,opt,name=key,proto3" json:"key,omitempty"`                                        // bundle key under which its signature verified
+	Rollback      bool                   `protobuf:"varint,10,opt,name=rollback,proto3" json:"rollback,omitempty"`                            // it was active before
+	ReportDigest  string                 `protobuf:"bytes,11,opt,name=report_digest,json=reportDigest,proto3" json:"report_digest,omitempty"` // SHA-256 of what was said about its effect
+	Name          string                 `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`                                     // in its manifest; of staged ones
+	StagedAt      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=staged_at,json=stagedAt,proto3" json:"staged_at,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1531,6 +1544,41 @@ func (x *Revision) GetSweep() string {
 		return x.Sweep
 	}
 	return ""
+}
+
+func (x *Revision) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Revision) GetRollback() bool {
+	if x != nil {
+		return x.Rollback
+	}
+	return false
+}
+
+func (x *Revision) GetReportDigest() string {
+	if x != nil {
+		return x.ReportDigest
+	}
+	return ""
+}
+
+func (x *Revision) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Revision) GetStagedAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StagedAt
+	}
+	return nil
 }
 
 type GetRevisionRequest struct {
@@ -1871,6 +1919,7 @@ type ExportItem struct {
 	Checkpoint    []byte                 `protobuf:"bytes,1,opt,name=checkpoint,proto3" json:"checkpoint,omitempty"`
 	LogKey        string                 `protobuf:"bytes,2,opt,name=log_key,json=logKey,proto3" json:"log_key,omitempty"`
 	Records       []*AuditRecord         `protobuf:"bytes,3,rep,name=records,proto3" json:"records,omitempty"`
+	Witnessed     []byte                 `protobuf:"bytes,4,opt,name=witnessed,proto3" json:"witnessed,omitempty"` // with checkpoint: the newest one of at most its size that enough witnesses cosigned; empty: none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1922,6 +1971,13 @@ func (x *ExportItem) GetLogKey() string {
 func (x *ExportItem) GetRecords() []*AuditRecord {
 	if x != nil {
 		return x.Records
+	}
+	return nil
+}
+
+func (x *ExportItem) GetWitnessed() []byte {
+	if x != nil {
+		return x.Witnessed
 	}
 	return nil
 }
@@ -2429,7 +2485,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"Z\n" +
 	"\x10ListSecretsReply\x122\n" +
 	"\asecrets\x18\x01 \x03(\v2\x18.bulla.v1.SecretMetadataR\asecrets\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\tR\x04next\"\xa4\x06\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\xc0\x06\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
@@ -2456,8 +2512,9 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\aoffline\x18\x14 \x01(\rR\aoffline\x12\x14\n" +
 	"\x05ahead\x18\x15 \x01(\rR\x05ahead\x12\x1a\n" +
 	"\bstanding\x18\x16 \x01(\tR\bstanding\x125\n" +
-	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\x12\x16\n" +
-	"\x06erased\x18\x18 \x01(\x03R\x06erased\"#\n" +
+	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\x12\x1a\n" +
+	"\bapproval\x18\x18 \x01(\tR\bapproval\x12\x16\n" +
+	"\x06erased\x18\x19 \x01(\x03R\x06erased\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\x13ListSessionsRequest\x12\x1c\n" +
@@ -2507,7 +2564,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"C\n" +
 	"\x13PushRevisionRequest\x12\x18\n" +
 	"\aarchive\x18\x01 \x01(\fR\aarchive\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"\xe7\x01\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"\x87\x03\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x16\n" +
@@ -2516,7 +2573,13 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\factivated_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\vactivatedAt\x12\x0e\n" +
 	"\x02by\x18\x06 \x01(\tR\x02by\x12\x16\n" +
 	"\x06active\x18\a \x01(\bR\x06active\x12\x14\n" +
-	"\x05sweep\x18\b \x01(\tR\x05sweep\",\n" +
+	"\x05sweep\x18\b \x01(\tR\x05sweep\x12\x10\n" +
+	"\x03key\x18\t \x01(\tR\x03key\x12\x1a\n" +
+	"\brollback\x18\n" +
+	" \x01(\bR\brollback\x12#\n" +
+	"\rreport_digest\x18\v \x01(\tR\freportDigest\x12\x12\n" +
+	"\x04name\x18\f \x01(\tR\x04name\x127\n" +
+	"\tstaged_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bstagedAt\",\n" +
 	"\x12GetRevisionRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"[\n" +
 	"\x0fRevisionArchive\x12.\n" +
@@ -2534,14 +2597,15 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x14\n" +
 	"\x05event\x18\x02 \x01(\fR\x05event\x12\x16\n" +
 	"\x06erased\x18\x03 \x01(\x03R\x06erased\"\x0f\n" +
-	"\rExportRequest\"v\n" +
+	"\rExportRequest\"\x94\x01\n" +
 	"\n" +
 	"ExportItem\x12\x1e\n" +
 	"\n" +
 	"checkpoint\x18\x01 \x01(\fR\n" +
 	"checkpoint\x12\x17\n" +
 	"\alog_key\x18\x02 \x01(\tR\x06logKey\x12/\n" +
-	"\arecords\x18\x03 \x03(\v2\x15.bulla.v1.AuditRecordR\arecords\"\xbf\x01\n" +
+	"\arecords\x18\x03 \x03(\v2\x15.bulla.v1.AuditRecordR\arecords\x12\x1c\n" +
+	"\twitnessed\x18\x04 \x01(\fR\twitnessed\"\xbf\x01\n" +
 	"\vAuditRecord\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x1a\n" +
 	"\bencoding\x18\x02 \x01(\fR\bencoding\x12\x1d\n" +
@@ -2675,55 +2739,56 @@ var file_bulla_v1_operator_proto_depIdxs = []int32{
 	38, // 11: bulla.v1.Device.revoked_at:type_name -> google.protobuf.Timestamp
 	15, // 12: bulla.v1.ListDevicesReply.devices:type_name -> bulla.v1.Device
 	38, // 13: bulla.v1.Revision.activated_at:type_name -> google.protobuf.Timestamp
-	21, // 14: bulla.v1.RevisionArchive.revision:type_name -> bulla.v1.Revision
-	21, // 15: bulla.v1.ListRevisionsReply.revisions:type_name -> bulla.v1.Revision
-	30, // 16: bulla.v1.ExportItem.records:type_name -> bulla.v1.AuditRecord
-	37, // 17: bulla.v1.DoctorReply.checks:type_name -> bulla.v1.DoctorCheck
-	0,  // 18: bulla.v1.Secrets.PutSecret:input_type -> bulla.v1.PutSecretRequest
-	39, // 19: bulla.v1.Secrets.GenerateSecret:input_type -> bulla.v1.GenerateSecretRequest
-	2,  // 20: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
-	5,  // 21: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
-	8,  // 22: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
-	9,  // 23: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
-	11, // 24: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
-	12, // 25: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
-	14, // 26: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
-	16, // 27: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
-	17, // 28: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
-	19, // 29: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
-	20, // 30: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
-	22, // 31: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
-	24, // 32: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
-	26, // 33: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
-	28, // 34: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
-	31, // 35: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
-	33, // 36: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
-	35, // 37: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
-	1,  // 38: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
-	40, // 39: bulla.v1.Secrets.GenerateSecret:output_type -> bulla.v1.GenerateSecretReply
-	3,  // 40: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
-	6,  // 41: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
-	7,  // 42: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
-	10, // 43: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
-	7,  // 44: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
-	13, // 45: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
-	15, // 46: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
-	15, // 47: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
-	18, // 48: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
-	15, // 49: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
-	21, // 50: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
-	23, // 51: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
-	25, // 52: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
-	27, // 53: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
-	29, // 54: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
-	32, // 55: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
-	34, // 56: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
-	36, // 57: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
-	38, // [38:58] is the sub-list for method output_type
-	18, // [18:38] is the sub-list for method input_type
-	18, // [18:18] is the sub-list for extension type_name
-	18, // [18:18] is the sub-list for extension extendee
-	0,  // [0:18] is the sub-list for field type_name
+	38, // 14: bulla.v1.Revision.staged_at:type_name -> google.protobuf.Timestamp
+	21, // 15: bulla.v1.RevisionArchive.revision:type_name -> bulla.v1.Revision
+	21, // 16: bulla.v1.ListRevisionsReply.revisions:type_name -> bulla.v1.Revision
+	30, // 17: bulla.v1.ExportItem.records:type_name -> bulla.v1.AuditRecord
+	37, // 18: bulla.v1.DoctorReply.checks:type_name -> bulla.v1.DoctorCheck
+	0,  // 19: bulla.v1.Secrets.PutSecret:input_type -> bulla.v1.PutSecretRequest
+	39, // 20: bulla.v1.Secrets.GenerateSecret:input_type -> bulla.v1.GenerateSecretRequest
+	2,  // 21: bulla.v1.Secrets.GetSecretMetadata:input_type -> bulla.v1.GetSecretMetadataRequest
+	5,  // 22: bulla.v1.Secrets.ListSecrets:input_type -> bulla.v1.ListSecretsRequest
+	8,  // 23: bulla.v1.Sessions.GetSession:input_type -> bulla.v1.GetSessionRequest
+	9,  // 24: bulla.v1.Sessions.ListSessions:input_type -> bulla.v1.ListSessionsRequest
+	11, // 25: bulla.v1.Sessions.RevokeSession:input_type -> bulla.v1.RevokeSessionRequest
+	12, // 26: bulla.v1.Devices.BeginEnrolment:input_type -> bulla.v1.BeginEnrolmentRequest
+	14, // 27: bulla.v1.Devices.FinishEnrolment:input_type -> bulla.v1.FinishEnrolmentRequest
+	16, // 28: bulla.v1.Devices.GetDevice:input_type -> bulla.v1.GetDeviceRequest
+	17, // 29: bulla.v1.Devices.ListDevices:input_type -> bulla.v1.ListDevicesRequest
+	19, // 30: bulla.v1.Devices.RevokeDevice:input_type -> bulla.v1.RevokeDeviceRequest
+	20, // 31: bulla.v1.Policies.PushRevision:input_type -> bulla.v1.PushRevisionRequest
+	22, // 32: bulla.v1.Policies.GetRevision:input_type -> bulla.v1.GetRevisionRequest
+	24, // 33: bulla.v1.Policies.ListRevisions:input_type -> bulla.v1.ListRevisionsRequest
+	26, // 34: bulla.v1.Audit.Tail:input_type -> bulla.v1.TailRequest
+	28, // 35: bulla.v1.Audit.Export:input_type -> bulla.v1.ExportRequest
+	31, // 36: bulla.v1.Audit.CheckRebuild:input_type -> bulla.v1.CheckRebuildRequest
+	33, // 37: bulla.v1.Audit.Prove:input_type -> bulla.v1.ProveRequest
+	35, // 38: bulla.v1.Audit.Doctor:input_type -> bulla.v1.DoctorRequest
+	1,  // 39: bulla.v1.Secrets.PutSecret:output_type -> bulla.v1.PutSecretReply
+	40, // 40: bulla.v1.Secrets.GenerateSecret:output_type -> bulla.v1.GenerateSecretReply
+	3,  // 41: bulla.v1.Secrets.GetSecretMetadata:output_type -> bulla.v1.SecretMetadata
+	6,  // 42: bulla.v1.Secrets.ListSecrets:output_type -> bulla.v1.ListSecretsReply
+	7,  // 43: bulla.v1.Sessions.GetSession:output_type -> bulla.v1.Session
+	10, // 44: bulla.v1.Sessions.ListSessions:output_type -> bulla.v1.ListSessionsReply
+	7,  // 45: bulla.v1.Sessions.RevokeSession:output_type -> bulla.v1.Session
+	13, // 46: bulla.v1.Devices.BeginEnrolment:output_type -> bulla.v1.BeginEnrolmentReply
+	15, // 47: bulla.v1.Devices.FinishEnrolment:output_type -> bulla.v1.Device
+	15, // 48: bulla.v1.Devices.GetDevice:output_type -> bulla.v1.Device
+	18, // 49: bulla.v1.Devices.ListDevices:output_type -> bulla.v1.ListDevicesReply
+	15, // 50: bulla.v1.Devices.RevokeDevice:output_type -> bulla.v1.Device
+	21, // 51: bulla.v1.Policies.PushRevision:output_type -> bulla.v1.Revision
+	23, // 52: bulla.v1.Policies.GetRevision:output_type -> bulla.v1.RevisionArchive
+	25, // 53: bulla.v1.Policies.ListRevisions:output_type -> bulla.v1.ListRevisionsReply
+	27, // 54: bulla.v1.Audit.Tail:output_type -> bulla.v1.AuditEvent
+	29, // 55: bulla.v1.Audit.Export:output_type -> bulla.v1.ExportItem
+	32, // 56: bulla.v1.Audit.CheckRebuild:output_type -> bulla.v1.CheckRebuildReply
+	34, // 57: bulla.v1.Audit.Prove:output_type -> bulla.v1.ProveReply
+	36, // 58: bulla.v1.Audit.Doctor:output_type -> bulla.v1.DoctorReply
+	39, // [39:59] is the sub-list for method output_type
+	19, // [19:39] is the sub-list for method input_type
+	19, // [19:19] is the sub-list for extension type_name
+	19, // [19:19] is the sub-list for extension extendee
+	0,  // [0:19] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_operator_proto_init() }

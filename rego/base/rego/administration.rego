@@ -56,6 +56,33 @@ round_ok if not input.action in custody.actions
 
 round_ok if custody.waits
 
+# Some actions want the word of a second person: data.limits.administration.second_person maps actions to the role that
+# this person has. It must be there, if only empty: without it nothing is permitted.
+second := data.limits.administration.second_person
+
+default wants_second := false
+
+wants_second if {
+	is_object(second)
+	input.action in object.keys(second)
+}
+
+default seconded := false
+
+seconded if {
+	is_object(second)
+	not wants_second
+}
+
+seconded if count(seconds) > 0
+
+# Persons and not identities, with the role, and not the caller.
+seconds contains custody.person(approval.principal) if {
+	some approval in input.approvals
+	second[input.action] in data.members[approval.principal]
+	custody.person(approval.principal) != custody.person(input.principal.id)
+}
+
 default permit := false
 
 permit if {
@@ -64,6 +91,32 @@ permit if {
 	class_ok
 	round_ok
 	risk_ok
+	seconded
+}
+
+requires["approval"] := {"count": 1, "role": second[input.action]} if {
+	covered
+	identity_ok
+	class_ok
+	round_ok
+	risk_ok
+	not seconded
+}
+
+reasons contains "a second person has to ask for the same" if {
+	covered
+	identity_ok
+	class_ok
+	round_ok
+	risk_ok
+	not seconded
+	wants_second
+}
+
+reasons contains "the policy does not say which actions want a second person" if {
+	covered
+	not seconded
+	not wants_second
 }
 
 requires["factor"] := {"level": data.limits.administration.step_up} if {

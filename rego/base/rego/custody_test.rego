@@ -90,7 +90,7 @@ judge(request) := decision if {
 		with data.members as members
 		with data.roles as roles
 		with data.owners as owners
-		with data.limits as {"administration": {"max_risk": 60, "levels": ["BASIC"], "step_up": "ENHANCED"}}
+		with data.limits as {"administration": {"max_risk": 60, "levels": ["BASIC"], "step_up": "ENHANCED", "second_person": {}}}
 }
 
 ask(class, approvals) := object_with(base, {

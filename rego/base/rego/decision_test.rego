@@ -50,7 +50,7 @@ members := {"spiffe://test/op": ["operator"], "spiffe://test/ghost": ["no-such-r
 
 roles := {"operator": ["secret.put", "secret.list", "deliver"]}
 
-limits := {"administration": {"max_risk": 60, "levels": ["ENHANCED"], "step_up": "ENHANCED"}}
+limits := {"administration": {"max_risk": 60, "levels": ["ENHANCED"], "step_up": "ENHANCED", "second_person": {}}}
 
 low := {
 	"identity": 5, "svid_age": 0, "attestation_age": 0, "attestation_trust": 0, "attestation_tier": 0, "zone": 5,

@@ -27,13 +27,28 @@ func NewProgress(w io.Writer, terminal bool, what string) *Progress {
 	return &Progress{w: w, what: what}
 }
 
-// Set shows that done of total are done.
+// Set shows that done of total are done; 0: of how many is not known.
 func (p *Progress) Set(done, total int64) {
+	if total == 0 {
+		p.Count(done)
+		return
+	}
 	if p == nil || time.Since(p.last) < redraw && done != total {
 		return
 	}
+	p.draw(fmt.Sprintf("%s %d of %d", p.what, done, total))
+}
+
+// Count shows that done are done, of nobody knows how many.
+func (p *Progress) Count(done int64) {
+	if p == nil || time.Since(p.last) < redraw {
+		return
+	}
+	p.draw(fmt.Sprintf("%s %d", p.what, done))
+}
+
+func (p *Progress) draw(text string) {
 	p.last = time.Now()
-	text := fmt.Sprintf("%s %d of %d", p.what, done, total)
 	_, _ = fmt.Fprintf(p.w, "\r%s", text) // a progress line that can't be written is not worth an error
 	p.shown = max(p.shown, len(text))
 }

@@ -1,8 +1,16 @@
-package xtest
+// Package awsfake is the frame of AWS services for tests: an HTTP server that speaks their JSON 1.1 wire format, checks
+// each request's signature by making it again, and fails on demand.
+//
+// Requests are decoded into the AWS SDK's own input types, strictly, and answers are encoded by the SDK's own
+// serializers, so a fake can't agree with Bulla on something that AWS does not say. It checks no IAM policies:
+// [Server.Inject] answers what AWS would. What a service does is in the packages that start one. It is imported by tests
+// only.
+package awsfake
 
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,21 +25,35 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/kms"
 	"github.com/aws/smithy-go"
 	smithyhttp "github.com/aws/smithy-go/transport/http"
 	"github.com/aws/smithy-go/transport/http/protocol/awsjson"
 )
 
+// Who may call, and where.
 const (
-	target   = "TrentService." // prefix of KMS operations in X-Amz-Target
-	jsonType = "application/x-amz-json-1.1"
-	maxBody  = 1 << 20
+	Account   = "123456789012"
+	Region    = "eu-central-1"
+	AccessKey = "AKIATESTBULLA"
+	SecretKey = "test-secret-key"
 )
+
+const (
+	jsonType = "application/x-amz-json-1.1"
+	maxBody  = 2 << 20
+)
+
+// Service is what is behind the frame.
+type Service struct {
+	Name   string // in the scope of signatures, such as "kms"
+	Target string // prefix of operations in X-Amz-Target, such as "TrentService."
+	// Handle carries out an operation; see [Serve]. Its errors are those of [Refuse].
+	Handle func(op string, body []byte) ([]byte, error)
+}
 
 // Fault is one way to fail the next calls. One of Code, Drop, Cut and Hang says how.
 type Fault struct {
-	Op     string // "Encrypt", "Decrypt", "DescribeKey", or "" for any
+	Op     string // such as "Encrypt", or "" for any
 	Times  int    // how many calls it hits; 0 is one
 	Status int    // with Code; 0 is 400
 	Code   string // answer this error
@@ -45,25 +67,25 @@ type Fault struct {
 type Server struct {
 	URL string
 
-	mu       sync.Mutex // guards all below
-	now      func() time.Time
-	keys     map[string]*kmsKey
-	aliases  map[string]string // alias → key id
-	faults   []*Fault
-	calls    []string
-	contexts []map[string]string
+	service Service
+	http    *httptest.Server
+
+	mu     sync.Mutex // guards all below
+	now    func() time.Time
+	faults []*Fault
+	calls  []string
 }
 
 // Start serves on a loopback port until the test ends.
-func Start(t testing.TB) *Server {
+func Start(t testing.TB, service Service) *Server {
 	t.Helper()
-	s := &Server{now: time.Now, keys: map[string]*kmsKey{}, aliases: map[string]string{}}
+	s := &Server{service: service, now: time.Now}
 	h := httptest.NewServer(s)
 	t.Cleanup(func() {
 		h.CloseClientConnections() // also of calls that hang
 		h.Close()
 	})
-	s.URL = h.URL
+	s.URL, s.http = h.URL, h
 	return s
 }
 
@@ -89,18 +111,19 @@ func (s *Server) Inject(f Fault) {
 	s.faults = append(s.faults, &f)
 }
 
+// Recover takes back the faults that are left, and ends the calls that hang.
+func (s *Server) Recover() {
+	s.mu.Lock()
+	s.faults = nil
+	s.mu.Unlock()
+	s.http.CloseClientConnections()
+}
+
 // Calls returns the operations that were asked for so far, failed ones too.
 func (s *Server) Calls() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return append([]string(nil), s.calls...)
-}
-
-// Contexts returns the encryption contexts of the operations that were carried out so far.
-func (s *Server) Contexts() []map[string]string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return append([]map[string]string(nil), s.contexts...)
 }
 
 // apiError is an answer of AWS that says no.
@@ -111,7 +134,8 @@ type apiError struct {
 
 func (e *apiError) Error() string { return e.code + ": " + e.message }
 
-func refuse(code, format string, args ...any) error {
+// Refuse is an answer of AWS that says no.
+func Refuse(code, format string, args ...any) error {
 	return &apiError{http.StatusBadRequest, code, fmt.Sprintf(format, args...)}
 }
 
@@ -121,7 +145,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), target)
+	op := strings.TrimPrefix(r.Header.Get("X-Amz-Target"), s.service.Target)
 	fault := s.begin(op)
 	if fault != nil && !fault.After {
 		s.fail(w, r, fault, nil)
@@ -137,7 +161,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", jsonType)
-	w.Header().Set("X-Amzn-Requestid", uuid())
+	w.Header().Set("X-Amzn-Requestid", requestID())
 	_, _ = w.Write(out)
 }
 
@@ -166,7 +190,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *Fault, out []by
 		panic(http.ErrAbortHandler)
 	case f.Cut:
 		if out == nil {
-			out = []byte(`{"KeyId":"arn:aws:kms:somewhere"}`)
+			out = []byte(`{"Answer":"that is cut off"}`)
 		}
 		w.Header().Set("Content-Type", jsonType)
 		w.Header().Set("Content-Length", strconv.Itoa(len(out)))
@@ -184,34 +208,27 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, f *Fault, out []by
 
 func (s *Server) handle(r *http.Request, op string, body []byte) ([]byte, error) {
 	if r.Method != http.MethodPost || r.URL.Path != "/" || r.Header.Get("Content-Type") != jsonType {
-		return nil, refuse("ValidationException", "%s %s of type %s", r.Method, r.URL.Path, r.Header.Get("Content-Type"))
+		return nil, Refuse("ValidationException", "%s %s of type %s", r.Method, r.URL.Path, r.Header.Get("Content-Type"))
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := authenticate(r, body, s.now()); err != nil {
+	now := s.now()
+	s.mu.Unlock()
+	if err := authenticate(r, s.service.Name, body, now); err != nil {
 		return nil, err
 	}
-	switch op {
-	case "Encrypt":
-		return serve(body, s.encrypt)
-	case "Decrypt":
-		return serve(body, s.decrypt)
-	case "DescribeKey":
-		return serve(body, s.describe)
-	}
-	return nil, refuse("UnknownOperationException", "%s", op)
+	return s.service.Handle(op, body)
 }
 
-// serve decodes the SDK's input type from body, and encodes the SDK's output type.
-func serve[I any, O any](body []byte, do func(*I) (*O, error)) ([]byte, error) {
+// Serve decodes the SDK's input type from body, and encodes the SDK's output type.
+func Serve[I any, O any](body []byte, do func(*I) (*O, error)) ([]byte, error) {
 	in := new(I)
 	d := json.NewDecoder(bytes.NewReader(body))
 	d.DisallowUnknownFields()
 	if err := d.Decode(in); err != nil {
-		return nil, refuse("SerializationException", "%v", err)
+		return nil, Refuse("SerializationException", "%v", err)
 	}
 	if _, err := d.Token(); !errors.Is(err, io.EOF) {
-		return nil, refuse("SerializationException", "more than one value")
+		return nil, Refuse("SerializationException", "more than one value")
 	}
 	out, err := do(in)
 	if err != nil {
@@ -240,21 +257,20 @@ func encode(out smithy.Serializable) ([]byte, error) {
 func writeError(w http.ResponseWriter, err error) {
 	var api *apiError
 	if !errors.As(err, &api) {
-		api = &apiError{http.StatusInternalServerError, "KMSInternalException", err.Error()}
+		api = &apiError{http.StatusInternalServerError, "InternalFailure", err.Error()}
 	}
 	body, err := json.Marshal(map[string]string{"__type": api.code, "message": api.message})
 	if err != nil {
 		panic(err)
 	}
 	w.Header().Set("Content-Type", jsonType)
-	w.Header().Set("X-Amzn-Requestid", uuid())
+	w.Header().Set("X-Amzn-Requestid", requestID())
 	w.WriteHeader(api.status)
 	_, _ = w.Write(body)
 }
 
-// The fake's types are those that the SDK can write.
-var (
-	_ smithy.Serializable = (*kms.EncryptOutput)(nil)
-	_ smithy.Serializable = (*kms.DecryptOutput)(nil)
-	_ smithy.Serializable = (*kms.DescribeKeyOutput)(nil)
-)
+func requestID() string {
+	var b [16]byte
+	_, _ = rand.Read(b[:])
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:])
+}

@@ -1,0 +1,97 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/bulla-project/bulla/audit/sink/cloudwatch/xtest"
+	"github.com/bulla-project/bulla/test/awsfake"
+)
+
+// uids reads which events lines are, and checks that they come in order, but for those that come again. torn lines are
+// those of a writer that was killed.
+func uids(t *testing.T, lines []string) (first []string) {
+	t.Helper()
+	next := int64(0)
+	for _, line := range lines {
+		var o struct {
+			Metadata struct {
+				UID      string
+				Sequence int64
+			}
+		}
+		if json.Unmarshal([]byte(line), &o) != nil {
+			continue
+		}
+		if o.Metadata.Sequence > next {
+			t.Fatalf("event %d came before event %d", o.Metadata.Sequence, next)
+		}
+		if o.Metadata.Sequence == next {
+			first = append(first, o.Metadata.UID)
+			next++
+		}
+	}
+	return first
+}
+
+// TestExportOutlivesKills: an export that is killed at any moment, and one whose broker goes away, loses nothing.
+func TestExportOutlivesKills(t *testing.T) {
+	t.Parallel()
+	d := ownDev(t)
+	d.put(t, "demo/export", "standard", "x")
+	out, state := d.path("events.jsonl"), d.path("events.position")
+	args := []string{"audit", "export", "--format", "ocsf", "--out", out, "--state", state}
+	there := func() int {
+		if !exists(out) {
+			return 0
+		}
+		return len(uids(t, strings.Split(read(t, out), "\n")))
+	}
+	for round := range 5 {
+		p := launch(t, d.as(t, "auditor"), append(args, "--follow")...)
+		before := there()
+		for range 5 + round {
+			d.get(t, d.as(t, "workload"), "demo/export")
+		}
+		until(t, "something of it was written", func() bool { return there() > before })
+		p.kill()
+	}
+	d.kill()
+	e := startDev(t, d.dir)
+	size := len(e.events(t))
+	run(t, e.as(t, "auditor"), args...).want(t, done)
+	got := uids(t, strings.Split(read(t, out), "\n"))
+	if len(got) < size {
+		t.Fatalf("%d of %d events are there", len(got), size)
+	}
+	for i, uid := range got {
+		if !strings.HasPrefix(uid, fmt.Sprintf("dev.bulla.test/log#%d#", i)) {
+			t.Fatalf("event %d has the uid %s", i, uid)
+		}
+	}
+	e.stop(t)
+}
+
+// TestExportToCloudWatch: the whole way over the wire of AWS, with a signature that is checked.
+func TestExportToCloudWatch(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	fake := xtest.Start(t, "/security/bulla")
+	env := d.as(t, "auditor").with("AWS_ACCESS_KEY_ID", awsfake.AccessKey).with("AWS_SECRET_ACCESS_KEY", awsfake.SecretKey).with("AWS_CONFIG_FILE", "/nonexistent")
+	fake.Inject(awsfake.Fault{Op: "PutLogEvents", Code: "ThrottlingException"})
+	args := []string{"audit", "export", "--format", "ocsf", "--out", "cloudwatch:/security/bulla/auditor", "--region", awsfake.Region, "--endpoint", fake.URL}
+	run(t, env, args...).want(t, done)
+	var lines []string
+	for _, e := range fake.Events("/security/bulla", "auditor") {
+		lines = append(lines, e.Message)
+	}
+	if got := uids(t, lines); len(got) < 3 || len(got) != len(lines) {
+		t.Errorf("%d lines, %d events", len(lines), len(got))
+	}
+	fake.Inject(awsfake.Fault{Op: "PutLogEvents", Code: "AccessDeniedException", Times: 100})
+	if r := run(t, env, args...).want(t, failed); !strings.Contains(r.stderr, "logs:PutLogEvents") {
+		t.Errorf("%s", r.stderr)
+	}
+}
