@@ -218,8 +218,8 @@ func (x *asked) lose(device string) {
 	x.live = slices.DeleteFunc(x.live, func(s session.Session) bool { return slices.Contains(ids, s.ID) })
 }
 
-// told is what the events say, without any index.
-type told struct {
+// toldEvents is what the events say, without any index.
+type toldEvents struct {
 	deliveries []ledger.Delivery
 	refusals   []toldRefusal
 	first      event.Digest // revision
@@ -234,9 +234,9 @@ type toldRefusal struct {
 }
 
 // look reads all events.
-func (x *asked) look() told {
+func (x *asked) look() toldEvents {
 	x.t.Helper()
-	var m told
+	var m toldEvents
 	at := map[event.ID]int{}
 	apply := func(ev event.Event, ids ...event.ID) {
 		for _, id := range ids {
@@ -298,7 +298,7 @@ func (x *asked) look() told {
 	return m
 }
 
-func (x *asked) moment(m told) time.Time {
+func (x *asked) moment(m toldEvents) time.Time {
 	return pick(x.random, m.times).Add(-time.Duration(x.random.IntN(2)))
 }
 
@@ -318,7 +318,7 @@ func refusedAbout(a *bullav1.About, r toldRefusal) bool {
 		either(a.GetRevision(), r.digest) && inWindow(a, r.at)
 }
 
-func (x *asked) randomWindow(m told, about *bullav1.About) {
+func (x *asked) randomWindow(m toldEvents, about *bullav1.About) {
 	since, until := x.moment(m), x.moment(m)
 	if x.random.IntN(2) == 0 {
 		about.Since = timestamppb.New(since)
@@ -328,7 +328,7 @@ func (x *asked) randomWindow(m told, about *bullav1.About) {
 	}
 }
 
-func (x *asked) compareQuery(m told, i int) {
+func (x *asked) compareQuery(m toldEvents, i int) {
 	x.t.Helper()
 	about := &bullav1.About{}
 	if i%5 == 1 || i%5 == 2 {
@@ -381,7 +381,7 @@ func (x *asked) compareQuery(m told, i int) {
 	}
 }
 
-func (x *asked) compareBlast(m told, about *bullav1.About) {
+func (x *asked) compareBlast(m toldEvents, about *bullav1.About) {
 	x.t.Helper()
 	stream, err := x.service.BlastRadius(x.t.Context(), &bullav1.BlastRadiusRequest{About: about})
 	if err != nil {
@@ -449,7 +449,7 @@ func (x *asked) compareBlast(m told, about *bullav1.About) {
 	}
 }
 
-func (x *asked) compareUsage(m told, name string) {
+func (x *asked) compareUsage(m toldEvents, name string) {
 	x.t.Helper()
 	about := &bullav1.About{Secret: name}
 	x.randomWindow(m, about)
