@@ -2,14 +2,12 @@ package broker
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"google.golang.org/grpc"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit/timeline"
-	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/policy"
 )
 
@@ -34,7 +32,7 @@ func (s stories) TellSession(in *bullav1.TellSessionRequest, out grpc.ServerStre
 		return missing("there is no session %s", in.GetId())
 	}
 	if found.Erased != 0 {
-		return s.answer(ctx, op.caller, fmt.Errorf("session %s: %w by event %d", found.ID, ledger.ErrErased, found.Erased))
+		return missing("session %s was erased by event %d: it has no story any more", found.ID, found.Erased)
 	}
 	teller := timeline.New(timeline.Subject{
 		Session: found.ID, Principal: found.Principal, Instance: found.Instance, Secret: found.Secret, Device: found.Device,

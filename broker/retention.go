@@ -110,7 +110,11 @@ func (b *Broker) exportAll(ctx context.Context, now time.Time) (*event.ErasedExp
 		return nil, err
 	}
 	dir := filepath.Join(b.retention.ExportDir, fmt.Sprintf("%s-%d", now.UTC().Format("20060102T150405.000000Z"), head.Size))
-	if _, err := audit.Export(ctx, dir, audit.ExportConfig{Checkpoint: b.tree.Checkpoint(), Key: b.tree.Key(), Events: records{b.ledger}}); err != nil {
+	revision := func(ctx context.Context, digest event.Digest) ([]byte, error) {
+		return b.ledger.Blob(ctx, ledger.RevisionBlob(digest), digest)
+	}
+	cfg := audit.ExportConfig{Checkpoint: b.tree.Checkpoint(), Key: b.tree.Key(), Events: records{b.ledger}, Revisions: revision}
+	if _, err := audit.Export(ctx, dir, cfg); err != nil {
 		return nil, err
 	}
 	report, err := audit.Verify(ctx, dir, b.tree.Key(), audit.VerifyOptions{})

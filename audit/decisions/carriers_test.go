@@ -49,6 +49,15 @@ var bodies = []event.Body{
 	event.SessionsWiped{},
 	event.AttestationDemanded{},
 	event.RevisionSwept{},
+	event.RevisionStaged{},
+	event.RevisionProposed{},
+	event.ShadowStarted{},
+	event.ShadowDiffered{},
+	event.ShadowEnded{},
+	event.TrustObserved{},
+	event.SubjectErased{},
+	event.HoldPlaced{},
+	event.HoldReleased{},
 }
 
 func carriesDecision(kind event.Type) bool {

@@ -17,6 +17,8 @@ var (
 	permits = []policy.Effect{policy.Permit}
 	refuses = []policy.Effect{policy.Deny, policy.StepUp}
 	stepsUp = []policy.Effect{policy.StepUp}
+
+	anyEffect = []policy.Effect{policy.Permit, policy.Deny, policy.StepUp}
 )
 
 // Secret is what the record knows of a secret.
@@ -137,7 +139,7 @@ func ofSession(d event.Decision, principal string, session event.ID) []replay.Re
 // administrative returns the decision behind a change. What the broker does by itself has none.
 func administrative(e event.Event) []replay.Recorded {
 	var by *event.Decision
-	session := ""
+	session, wants := "", permits
 	switch b := e.Body.(type) {
 	case event.RevisionActivated:
 		by = b.By
@@ -153,13 +155,38 @@ func administrative(e event.Event) []replay.Recorded {
 		by = b.By
 	case event.RevisionSwept:
 		by = b.By
+	default:
+		by, wants = others(b)
 	}
 	if by == nil {
 		return nil
 	}
-	out := recorded(*by, "", permits)
+	out := recorded(*by, "", wants)
 	out.Session = session
 	return []replay.Recorded{out}
+}
+
+// others are the decisions about revisions that are not active, and about erasures.
+func others(body event.Body) (by *event.Decision, wants []policy.Effect) {
+	switch b := body.(type) {
+	case event.RevisionStaged:
+		return b.By, permits
+	case event.RevisionProposed: // it asks for a second person
+		return b.By, stepsUp
+	case event.ShadowStarted:
+		return b.By, permits
+	case event.ShadowDiffered: // what held, whatever it was
+		return &b.Decision, anyEffect
+	case event.ShadowEnded:
+		return b.By, permits
+	case event.SubjectErased:
+		return b.By, permits
+	case event.HoldPlaced:
+		return b.By, permits
+	case event.HoldReleased:
+		return b.By, permits
+	}
+	return nil, nil
 }
 
 func recorded(d event.Decision, principal string, wants []policy.Effect) replay.Recorded {

@@ -84,7 +84,11 @@ func (s *suite) erased(c ledger.Commit, id event.ID) {
 				s.Errorf("sessions by %+v: %d, %v", q, len(found), err)
 			}
 		}
-		rows, err := v.Rows(ctx, ledger.KindSession, "", 10)
+		rows, err := v.Rows(ctx, ledger.KindDenial, "", 10)
+		if err != nil || len(rows) != 0 {
+			s.Errorf("rows of denials: %v, %v", rows, err)
+		}
+		rows, err = v.Rows(ctx, ledger.KindSession, "", 10)
 		if err != nil || len(rows) != 1 || rows[0].Fault != "" {
 			s.Fatalf("session rows: %v, %v", rows, err)
 		}
