@@ -1,8 +1,11 @@
 package audit
 
 import (
+	"context"
+	"crypto/sha256"
 	"maps"
 	"math/rand/v2"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -58,6 +61,37 @@ func TestErasedExport(t *testing.T) {
 	}
 	if raw := readTree(t, export(t, s, newLedger(t, s.Key(), 20)))[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+exportFormatOld) || strings.Contains(string(raw), "erased") {
 		t.Errorf("manifest without erased entries %.60s", raw)
+	}
+}
+
+// An export with revisions may hold erased lines as well, and what it activates is still to be there.
+func TestErasedExportWithRevisions(t *testing.T) {
+	s := newSigner(t)
+	src, gone := erasedLedger(t, s.Key(), 20)
+	archive := []byte("one")
+	src.add(t, event.New(testStart, "", event.RevisionActivated{Digest: sha256.Sum256(archive), Sequence: 1, Source: "test"}))
+	dir := filepath.Join(t.TempDir(), "export")
+	cfg := ExportConfig{Checkpoint: sign(t, s, src), Key: s.Key(), Events: src, Revisions: func(context.Context, event.Digest) ([]byte, error) { return archive, nil }}
+	if _, err := Export(t.Context(), dir, cfg); err != nil {
+		t.Fatal(err)
+	}
+	bodiless := 0
+	r, fault := verify(t, dir, s.Key(), VerifyOptions{Event: func(_ int64, e event.Event) error {
+		if e.Body == nil {
+			bodiless++
+		}
+		return nil
+	}})
+	if fault != nil || r.Erased != int64(len(gone)) || bodiless != len(gone) {
+		t.Errorf("%+v, %d without a body, %v", r, bodiless, fault)
+	}
+	files := readTree(t, dir)
+	if raw := files[manifestName]; !strings.HasPrefix(string(raw), `{"format":"`+ExportFormat) {
+		t.Errorf("manifest %.60s", raw)
+	}
+	delete(files, archiveName(sha256.Sum256(archive)))
+	if _, fault = verify(t, writeTree(t, files), s.Key(), VerifyOptions{}); fault == nil {
+		t.Error("the archive is missing, and all verifies")
 	}
 }
 

@@ -85,7 +85,8 @@ func (HoldReleased) EventType() Type { return TypeHoldReleased }
 func Erasable(b Body) bool {
 	switch b.(type) {
 	case InstanceBound, AttestationAppraised, AttestationRefused, AttestationDemanded, DecisionDenied, RequestRefused, RefusalsCounted,
-		SessionIssued, SessionConfirmed, SessionUsed, SessionOperated, SessionRevoked, SessionClosed, SessionsWiped:
+		SessionIssued, SessionConfirmed, SessionUsed, SessionOperated, SessionRevoked, SessionClosed, SessionsWiped,
+		ShadowDiffered:
 		return true
 	}
 	return false
