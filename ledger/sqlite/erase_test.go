@@ -2,8 +2,10 @@ package sqlite
 
 import (
 	"bytes"
+	"database/sql"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -46,11 +48,15 @@ func TestErasedBytesAreGone(t *testing.T) {
 	if _, err := l.RevokeSessions(t.Context(), storetest.Start, []event.ID{storetest.SessionOf(c)}, "test", event.ID{}); err != nil {
 		t.Fatal(err)
 	}
+	const denied = "marker-of-a-denial" // in the key of a row that says where it is
+	storetest.Commit(t, l, storetest.Plain(storetest.Principal, event.DecisionDenied{
+		Principal: storetest.Principal, Decision: event.Decision{Signals: []byte(`{"attestation":{"device_id":"` + denied + `"}}`)},
+	}))
 	var wrapped []byte
 	if err := raw(t, path).QueryRow("SELECT wrapped FROM subjects WHERE name LIKE '%workload#%'").Scan(&wrapped); err != nil {
 		t.Fatal(err)
 	}
-	needles := [][]byte{wrapped, []byte(marker), []byte("reply to nobody else")}
+	needles := [][]byte{wrapped, []byte(marker), []byte(denied), []byte("reply to nobody else")}
 	for _, n := range needles {
 		if len(holding(t, path, n)) == 0 {
 			t.Fatalf("%q is not there before the erasure", n)
@@ -154,5 +160,18 @@ func TestAbuse_A50_erasures(t *testing.T) {
 				t.Error("the check is content")
 			}
 		})
+	}
+}
+
+// The rows of denials are found by an index of their own, however many there are.
+func TestErasureFindsDenialsByIndex(t *testing.T) {
+	s := openAt(t, filepath.Join(t.TempDir(), "ledger.db"))
+	rows, err := s.w.conn.QueryContext(t.Context(), "EXPLAIN QUERY PLAN "+sqlDropDenial, 1)
+	plan, err := collect(rows, err, func(rows *sql.Rows, line *string) error {
+		var id, parent, unused int
+		return rows.Scan(&id, &parent, &unused, line)
+	})
+	if err != nil || !strings.Contains(strings.Join(plan, "; "), "states_denial (seq=?") {
+		t.Errorf("%q, %v", plan, err)
 	}
 }
