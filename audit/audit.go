@@ -51,10 +51,17 @@ type Record struct {
 	EventSalt event.Salt
 	ReplySalt event.Salt
 	Reply     event.Digest // zero: there was no reply
+
+	// Erased is the index of the event that erased this one, of which nothing is known but its leaf, Left. 0: it was not.
+	Erased int64
+	Left   event.Leaf
 }
 
 // Leaf returns the leaf that commits to r.
 func (r Record) Leaf() event.Leaf {
+	if r.Erased != 0 {
+		return r.Left
+	}
 	return event.NewLeaf(r.Encoding, r.EventSalt, r.Reply, r.ReplySalt)
 }
 

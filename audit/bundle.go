@@ -21,8 +21,9 @@ type bundle struct {
 	tile    tiles.Tile
 	err     error
 	hashes  []proofs.Hash
-	root    proofs.Hash // of a full bundle
-	decoded []event.Event
+	root    proofs.Hash     // of a full bundle
+	decoded []event.Event   // without a body where they were erased
+	erased  map[int64]int64 // by index: the index of the event that says so; nil: none
 
 	hashFile, entryFile, eventFile File
 }
@@ -116,9 +117,15 @@ func (v *verifier) events(b *bundle, leaves []event.Leaf) error {
 		if index == b.tile.First()+int64(b.tile.W) {
 			return faultAt(name, index, "there is more than the %d events", b.tile.W)
 		}
-		e, err := openLine(lines.Bytes(), index, leaves[index-b.tile.First()])
+		e, erased, err := openLine(lines.Bytes(), index, leaves[index-b.tile.First()])
 		if err != nil {
 			return faultAt(name, index, "%v", err)
+		}
+		if erased != 0 {
+			if b.erased == nil {
+				b.erased = map[int64]int64{}
+			}
+			b.erased[index] = erased
 		}
 		b.decoded = append(b.decoded, e)
 	}
@@ -134,19 +141,23 @@ func (v *verifier) events(b *bundle, leaves []event.Leaf) error {
 	return nil
 }
 
-// openLine reads the event at index and checks it against its leaf.
-func openLine(line []byte, index int64, leaf event.Leaf) (event.Event, error) {
+// openLine reads the event at index and checks it against its leaf, or returns the index of the event that erased it.
+func openLine(line []byte, index int64, leaf event.Leaf) (e event.Event, erased int64, err error) {
 	r, err := parseLine(line)
 	if err != nil {
-		return event.Event{}, err
+		return event.Event{}, 0, err
 	}
 	if r.Index != index {
-		return event.Event{}, fmt.Errorf("its place is taken by the line of event %d", r.Index)
+		return event.Event{}, 0, fmt.Errorf("its place is taken by the line of event %d", r.Index)
+	}
+	if r.Erased != 0 {
+		return event.Event{}, r.Erased, nil
 	}
 	if r.Leaf() != leaf {
-		return event.Event{}, errors.New("it is not the event, salt or reply that the entry commits to")
+		return event.Event{}, 0, errors.New("it is not the event, salt or reply that the entry commits to")
 	}
-	return event.Decode(r.Encoding)
+	e, err = event.Decode(r.Encoding)
+	return e, 0, err
 }
 
 // splitLines cuts after each newline, and keeps it; what comes after the last one is a line too.

@@ -144,12 +144,13 @@ func (x *exporter) add(r Record, index int64) error {
 	if r.Index != index {
 		return fmt.Errorf("%w: expected event %d and got %d", ErrGap, index, r.Index)
 	}
-	e, err := event.Decode(r.Encoding)
-	if err != nil {
+	if r.Erased != 0 {
+		if r.Erased <= index || r.Erased >= x.checkpoint.Size {
+			return faultAt("events", index, "it is said to be erased by event %d, which is none of the export that comes later", r.Erased)
+		}
+		x.list.erased++
+	} else if err := x.read(r); err != nil {
 		return faultAt("events", index, "%v", err)
-	}
-	if activated, ok := e.Body.(event.RevisionActivated); ok {
-		x.revisions.note(activated.Digest)
 	}
 	leaf := r.Leaf().Bytes()
 	entries, err := tiles.AppendEntry(x.entries, leaf)
@@ -162,6 +163,18 @@ func (x *exporter) add(r Record, index int64) error {
 	}
 	x.tree.add(fold(x.hashes))
 	return x.flush()
+}
+
+// read notes what the event says that the export has to hold beside it.
+func (x *exporter) read(r Record) error {
+	e, err := event.Decode(r.Encoding)
+	if err != nil {
+		return err
+	}
+	if activated, ok := e.Body.(event.RevisionActivated); ok {
+		x.revisions.note(activated.Digest)
+	}
+	return nil
 }
 
 // flush writes the files of the bundle under way and starts the next one.
@@ -202,7 +215,7 @@ func (x *exporter) finish() (Manifest, error) {
 	if x.list.checkpoint, err = x.write(checkpointName, x.cfg.Checkpoint); err != nil {
 		return Manifest{}, err
 	}
-	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Files: x.list.files(), Revisions: x.cfg.Revisions != nil}
+	m := Manifest{Origin: x.checkpoint.Origin, Size: size, Root: x.checkpoint.Root, Erased: x.list.erased, Files: x.list.files(), Revisions: x.cfg.Revisions != nil}
 	raw, err := m.Encode()
 	if err != nil {
 		return Manifest{}, err

@@ -96,6 +96,7 @@ func FuzzLine(f *testing.F) {
 		f.Add(appendLine(nil, r))
 	}
 	f.Add([]byte(lineIndex))
+	f.Add(appendLine(nil, Record{Index: 7, Erased: 31}))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		r, err := parseLine(data)
 		if err == nil && !bytes.Equal(appendLine(nil, r), data) {

@@ -1,6 +1,7 @@
 package audit
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/bulla-project/bulla/audit/proofs"
@@ -10,7 +11,7 @@ import (
 
 // history checks that events, in the order of their indexes, can have happened: the first one, and no other, is the
 // genesis of this very log; no event id comes twice; no session lives twice, before its delivery or
-// after its end. It trusts that the events are those that the log has. Its memory grows by about a hundred
+// after its end; that an event was erased only where a later one says so. It trusts that the events are those that the log has. Its memory grows by about a hundred
 // bytes an event.
 type history struct {
 	key      proofs.Key
@@ -18,18 +19,27 @@ type history struct {
 	ids      map[event.ID]struct{}
 	ended    map[event.ID]event.Time      // until when they can be revoked all the same: not zero for exhausted ones
 	sessions map[event.ID]session.Session // that have not ended
+	erasures
 }
 
 func newHistory(key proofs.Key) *history {
 	return &history{
 		key: key, ids: map[event.ID]struct{}{}, ended: map[event.ID]event.Time{}, sessions: map[event.ID]session.Session{},
+		erasures: newErasures(),
 	}
 }
 
-// add takes the next event.
-func (h *history) add(e event.Event) error {
-	first := h.next == 0
+// add takes the next event, or that it was erased by the one with the index erased.
+func (h *history) add(e event.Event, erased int64) error {
+	first, index := h.next == 0, h.next
 	h.next++
+	if erased != 0 {
+		if first {
+			return errors.New("it is called erased, but the genesis can't be")
+		}
+		h.open[index] = erased
+		return nil
+	}
 	genesis, isGenesis := e.Body.(event.Genesis)
 	switch {
 	case first && !isGenesis:
@@ -45,6 +55,9 @@ func (h *history) add(e event.Event) error {
 		return fmt.Errorf("the event id %s comes a second time", e.ID)
 	}
 	h.ids[e.ID] = struct{}{}
+	if b, ok := e.Body.(event.SubjectErased); ok {
+		return h.erase(b, index)
+	}
 	return h.applySessions(e)
 }
 
@@ -52,7 +65,7 @@ func (h *history) add(e event.Event) error {
 func (h *history) applySessions(e event.Event) error {
 	switch b := e.Body.(type) {
 	case event.SessionIssued:
-		return h.open(b.Session, e)
+		return h.start(b.Session, e)
 	case event.SessionConfirmed:
 		return h.apply(b.Session, e)
 	case event.SessionRevoked:
@@ -73,7 +86,7 @@ func (h *history) applySessions(e event.Event) error {
 	return nil // about no session
 }
 
-func (h *history) open(id event.ID, e event.Event) error {
+func (h *history) start(id event.ID, e event.Event) error {
 	_, live := h.sessions[id]
 	_, ended := h.ended[id]
 	if live || ended || id.IsZero() {
@@ -103,6 +116,12 @@ func (h *history) apply(id event.ID, e event.Event) error {
 			return fmt.Errorf("%s for session %s, which has ended", e.Body.EventType(), id)
 		}
 		s, ok = session.Session{ID: id, State: session.Exhausted, Expires: until}, true
+	}
+	if !ok && len(h.open) > 0 {
+		if _, known := h.strays[id]; !known {
+			h.strays[id] = h.next - 1
+		}
+		return nil
 	}
 	if !ok {
 		return fmt.Errorf("%s for session %s, which was never issued", e.Body.EventType(), id)

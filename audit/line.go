@@ -13,6 +13,10 @@ import (
 //
 //	{"index":7,"event_salt":"<64 hex>","reply_salt":"<64 hex>","reply":"<64 hex, or empty>","event":{…}}
 //
+// Of an event that was erased there is its index, and that of the event that says so:
+//
+//	{"index":7,"erased":31}
+//
 // It is JSON for whoever reads it, with exactly one spelling: this order, no space, lower-case digits, and the
 // event's own canonical encoding.
 const (
@@ -22,15 +26,22 @@ const (
 	lineReply     = `","reply":"`
 	lineEvent     = `","event":`
 	lineEnd       = "}\n"
+	lineErased    = `,"erased":`
 
 	// maxLine is the longest line, in bytes.
 	maxLine = event.MaxSize + 512
+	// maxErasedLine is the longest one of an event that was erased. Of another one, this is index and salt.
+	maxErasedLine = 64
 )
 
 // appendLine adds the line of r to out.
 func appendLine(out []byte, r Record) []byte {
 	out = append(out, lineIndex...)
 	out = strconv.AppendInt(out, r.Index, 10)
+	if r.Erased != 0 {
+		out = append(out, lineErased...)
+		return append(strconv.AppendInt(out, r.Erased, 10), lineEnd...)
+	}
 	out = append(out, lineEventSalt...)
 	out = hex.AppendEncode(out, r.EventSalt[:])
 	out = append(out, lineReplySalt...)
@@ -50,6 +61,9 @@ func parseLine(line []byte) (Record, error) {
 	if len(line) > maxLine {
 		return Record{}, fmt.Errorf("line of %d bytes, at most %d are allowed", len(line), maxLine)
 	}
+	if bytes.Contains(line[:min(len(line), maxErasedLine)], []byte(lineErased)) {
+		return parseErased(line)
+	}
 	p := lineParser{rest: line}
 	p.expect(lineIndex)
 	digits := p.until(lineEventSalt)
@@ -68,6 +82,19 @@ func parseLine(line []byte) (Record, error) {
 		return Record{}, fmt.Errorf("not a line of an event file in its canonical spelling")
 	}
 	return Record{Index: index, Encoding: encoding, EventSalt: eventSalt, ReplySalt: replySalt, Reply: reply}, nil
+}
+
+// parseErased reads the line of an event that was erased.
+func parseErased(line []byte) (Record, error) {
+	p := lineParser{rest: line}
+	p.expect(lineIndex)
+	index, err := strconv.ParseInt(string(p.until(lineErased)), 10, 64)
+	by, byErr := strconv.ParseInt(string(p.until(lineEnd)), 10, 64)
+	r := Record{Index: index, Erased: by}
+	if p.bad || err != nil || byErr != nil || index < 0 || by <= index || !bytes.Equal(appendLine(nil, r), line) {
+		return Record{}, fmt.Errorf("not a line of an event file in its canonical spelling")
+	}
+	return r, nil
 }
 
 // lineParser takes a line apart from its start; bad stays set after the first mismatch.

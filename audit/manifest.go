@@ -12,8 +12,10 @@ import (
 )
 
 const (
-	// ExportFormat names the layout of an export. The one before it, which is read as well, has no revisions.
-	ExportFormat    = "bulla-export/v2"
+	// ExportFormat names the layout of an export with the archives of its revisions, and entries that may be erased.
+	ExportFormat = "bulla-export/v2"
+	// erasedFormat is the same without the archives, exportFormatOld without erased entries as well. Both are read.
+	erasedFormat    = "bulla-export/v3"
 	exportFormatOld = "bulla-export/v1"
 
 	manifestName = "manifest"
@@ -36,6 +38,7 @@ type Manifest struct {
 	Origin string
 	Size   int64
 	Root   proofs.Hash
+	Erased int64  // events that were erased
 	Files  []File // all but the manifest: checkpoint, witnessed if there is one, tiles by level, entries, events, revisions
 	// Revisions says that the archives of the revisions that the events activate are there.
 	Revisions bool
@@ -48,6 +51,7 @@ type manifestHead struct {
 	Origin       string      `json:"origin"`
 	Size         int64       `json:"size"`
 	Root         proofs.Hash `json:"root"`
+	Erased       int64       `json:"erased,omitempty"`
 }
 
 type manifestWhole struct {
@@ -58,10 +62,14 @@ type manifestWhole struct {
 // Encode returns the canonical encoding: one JSON object, with a line for each file.
 func (m Manifest) Encode() ([]byte, error) {
 	format := ExportFormat
-	if !m.Revisions {
+	switch {
+	case m.Revisions:
+	case m.Erased != 0:
+		format = erasedFormat
+	default:
 		format = exportFormatOld
 	}
-	head, err := event.Marshal(manifestHead{format, event.Version, m.Origin, m.Size, m.Root})
+	head, err := event.Marshal(manifestHead{format, event.Version, m.Origin, m.Size, m.Root, m.Erased})
 	if err != nil {
 		return nil, fmt.Errorf("encode manifest: %w", err)
 	}
@@ -92,10 +100,11 @@ func ParseManifest(data []byte) (Manifest, error) {
 	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
 	}
-	if w.Format != ExportFormat && w.Format != exportFormatOld || w.EventVersion != event.Version {
+	known := w.Format == ExportFormat || w.Format == erasedFormat || w.Format == exportFormatOld
+	if !known || w.EventVersion != event.Version || w.Erased < 0 {
 		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
 	}
-	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Files: w.Files, Revisions: w.Format == ExportFormat}
+	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Erased: w.Erased, Files: w.Files, Revisions: w.Format == ExportFormat}
 	again, err := m.Encode()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
@@ -114,6 +123,7 @@ type listing struct {
 	entries    []File
 	events     []File
 	revisions  []File // by digest
+	erased     int64
 }
 
 func newListing(size int64) *listing {

@@ -47,6 +47,8 @@ type Report struct {
 	// cosignatures of those that were asked for.
 	Witnessed *int64               `json:"witnessed"`
 	Witnesses []proofs.Cosignature `json:"witnesses"`
+	// Erased is how many entries can't be read, each by an event of the log that says so.
+	Erased int64 `json:"erased"`
 	// ManifestSHA256 stands for every byte of the export.
 	ManifestSHA256 event.Digest `json:"manifest_sha256"`
 	// Summary is the result in one sentence.
@@ -95,7 +97,7 @@ type verifier struct {
 
 func (v *verifier) run(ctx context.Context) (Report, error) {
 	steps := []func(context.Context) error{
-		v.readHead, v.walk, v.bundles, v.upperTiles, v.archives, v.readWitnessed, v.against, v.compareManifest, v.witnesses,
+		v.readHead, v.walk, v.bundles, v.settled, v.upperTiles, v.archives, v.readWitnessed, v.against, v.compareManifest, v.witnesses,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -273,8 +275,9 @@ func (v *verifier) take(b bundle) error {
 		return b.err
 	}
 	for i, e := range b.decoded {
-		if err := v.history.add(e); err != nil {
-			return faultAt(b.tile.EventsPath(), b.tile.First()+int64(i), "%v", err)
+		index := b.tile.First() + int64(i)
+		if err := v.history.add(e, b.erased[index]); err != nil {
+			return v.blamed(b.tile, index, err)
 		}
 		if activated, ok := e.Body.(event.RevisionActivated); ok {
 			v.revisions.note(activated.Digest)
@@ -286,6 +289,7 @@ func (v *verifier) take(b bundle) error {
 			return err
 		}
 	}
+	v.list.erased += int64(len(b.erased))
 	v.list.tiles[0] = append(v.list.tiles[0], b.hashFile)
 	v.list.entries, v.list.events = append(v.list.entries, b.entryFile), append(v.list.events, b.eventFile)
 	if b.tile.W == tiles.Width {
@@ -297,6 +301,23 @@ func (v *verifier) take(b bundle) error {
 		v.opts.Progress(b.tile.First()+int64(b.tile.W), v.checkpoint.Size)
 	}
 	return nil
+}
+
+// settled makes sure that every entry that is called erased was erased by the event that is said to have done so.
+func (v *verifier) settled(context.Context) error {
+	if err := v.history.settled(); err != nil {
+		return v.blamed(tiles.Tile{}, 0, err)
+	}
+	return nil
+}
+
+// blamed is the fault of err: at the entry that it names, else at index in t.
+func (v *verifier) blamed(t tiles.Tile, index int64, err error) *Fault {
+	var at *misplaced
+	if errors.As(err, &at) {
+		index, t = at.index, tiles.At(v.checkpoint.Size, 0, at.index/tiles.Width)
+	}
+	return faultAt(t.EventsPath(), index, "%v", err)
 }
 
 // upperTiles verifies the tiles above level 0, and the root.
@@ -449,7 +470,7 @@ func (v *verifier) compareManifest(context.Context) error {
 	if len(files) > len(v.manifest.Files) {
 		return faultIn(manifestName, "it does not list %s", files[len(v.manifest.Files)].Path)
 	}
-	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Files: files, Revisions: v.manifest.Revisions}.Encode()
+	again, err := Manifest{Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root, Erased: v.list.erased, Files: files, Revisions: v.manifest.Revisions}.Encode()
 	if err != nil {
 		return err
 	}
@@ -462,15 +483,19 @@ func (v *verifier) compareManifest(context.Context) error {
 func (v *verifier) report() Report {
 	r := Report{
 		Origin: v.checkpoint.Origin, Size: v.checkpoint.Size, Root: v.checkpoint.Root.String(),
-		Files: len(v.manifest.Files) + 1, Bytes: int64(len(v.rawManifest)), ManifestSHA256: sha256.Sum256(v.rawManifest),
+		Files: len(v.manifest.Files) + 1, Bytes: int64(len(v.rawManifest)), ManifestSHA256: sha256.Sum256(v.rawManifest), Erased: v.list.erased,
 	}
 	for _, f := range v.manifest.Files {
 		r.Bytes += f.Size
 	}
-	r.Summary = fmt.Sprintf("consistent up to %d, freshness not shown", r.Size)
+	erased := ""
+	if r.Erased > 0 {
+		erased = fmt.Sprintf(", %d of them erased", r.Erased)
+	}
+	r.Summary = fmt.Sprintf("consistent up to %d%s, freshness not shown", r.Size, erased)
 	if v.older != nil {
 		r.Against = &v.older.Size
-		r.Summary = fmt.Sprintf("consistent up to %d, and extends the checkpoint of size %d", r.Size, v.older.Size)
+		r.Summary = fmt.Sprintf("consistent up to %d%s, and extends the checkpoint of size %d", r.Size, erased, v.older.Size)
 	}
 	if v.witnessed != nil {
 		r.Witnessed = &v.witnessed.Size

@@ -55,7 +55,7 @@ func (s auditor) Tail(in *bullav1.TailRequest, out grpc.ServerStreamingServer[bu
 			return err
 		}
 		for _, e := range entries {
-			if err := out.Send(&bullav1.AuditEvent{Index: e.Index, Event: e.Encoding}); err != nil {
+			if err := out.Send(&bullav1.AuditEvent{Index: e.Index, Event: e.Encoding, Erased: e.Erased}); err != nil {
 				return err
 			}
 			next = e.Index + 1
@@ -128,6 +128,9 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 }
 
 func recordReply(e ledger.Entry) *bullav1.AuditRecord {
+	if e.Erased != 0 {
+		return &bullav1.AuditRecord{Index: e.Index, Erased: e.Erased, Leaf: e.Leaf.Bytes()}
+	}
 	r := &bullav1.AuditRecord{Index: e.Index, Encoding: e.Encoding, EventSalt: e.EventSalt[:], ReplySalt: e.ReplySalt[:]}
 	if !e.Reply.IsZero() {
 		r.Reply = e.Reply[:]

@@ -37,6 +37,9 @@ func (s prover) ProveSession(in *bullav1.ProveSessionRequest, out grpc.ServerStr
 	if found.ID.IsZero() {
 		return missing("there is no session %s", in.GetId())
 	}
+	if found.Erased != 0 {
+		return missing("session %s was erased by event %d: there is nothing left to prove but its place in the log", found.ID, found.Erased)
+	}
 	said := time.Now()
 	entries, err := s.ledger.Trail(ctx, found.ID, func(done, total int64) {
 		if time.Since(said) > signOfLife {
@@ -44,6 +47,9 @@ func (s prover) ProveSession(in *bullav1.ProveSessionRequest, out grpc.ServerStr
 			_ = out.Send(&bullav1.ProveSessionItem{Scanned: done, Of: total}) // a caller that went away ends ctx
 		}
 	})
+	if errors.Is(err, ledger.ErrErased) {
+		return missing("%v: it can't be proved any more", err)
+	}
 	if errors.Is(err, ledger.ErrLimit) {
 		return refuse(codes.FailedPrecondition, checkLimit, "the session has more than %d events: export the log instead", ledger.MaxTrail)
 	}

@@ -147,6 +147,7 @@ func sessionReply(s session.Session, now time.Time) *bullav1.Session {
 		EndedAt: stamp(s.EndedAt), Reason: s.Reason, Instance: s.Instance, Device: s.Device, Suite: s.Suite,
 		EnvelopeDigest: s.EnvelopeDigest.String(), Revision: s.Revision.String(), Uses: s.Uses, Used: s.Used, Offline: s.Offline, Ahead: s.Ahead,
 		Approval: text(s.Approval),
+		Erased:   s.Erased,
 	}
 }
 

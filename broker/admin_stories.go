@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"sort"
 	"time"
 
 	"google.golang.org/grpc"
@@ -32,6 +31,9 @@ func (s stories) TellSession(in *bullav1.TellSessionRequest, out grpc.ServerStre
 	if found.ID.IsZero() {
 		return missing("there is no session %s", in.GetId())
 	}
+	if found.Erased != 0 {
+		return missing("session %s was erased by event %d: it has no story any more", found.ID, found.Erased)
+	}
 	teller := timeline.New(timeline.Subject{
 		Session: found.ID, Principal: found.Principal, Instance: found.Instance, Secret: found.Secret, Device: found.Device,
 		Revision: found.Revision, Approval: found.Approval, Issued: found.Issued.Time(), Expires: found.Expires.Time(),
@@ -52,6 +54,12 @@ func (s stories) TellSession(in *bullav1.TellSessionRequest, out grpc.ServerStre
 			if teller.Over(e.Event.Time.Time()) {
 				return nil
 			}
+			if e.Erased != 0 { // whose it was is not known: the client says how many
+				if err := out.Send(&bullav1.AuditEvent{Index: e.Index, Erased: e.Erased}); err != nil {
+					return err
+				}
+				continue
+			}
 			if _, part := teller.Add(e.Index, e.Event); !part {
 				continue
 			}
@@ -68,15 +76,9 @@ func (s stories) TellSession(in *bullav1.TellSessionRequest, out grpc.ServerStre
 // firstSince is the index of about the first event that is not older than a moment: the times of events that are
 // committed side by side are not quite in order.
 func (b *Broker) firstSince(ctx context.Context, moment time.Time) (int64, error) {
-	size, _ := b.ledger.Committed()
-	var failed error
-	at := sort.Search(int(size), func(i int) bool {
-		entries, err := b.ledger.Events(ctx, int64(i), 1)
-		if err != nil || len(entries) == 0 {
-			failed = err
-			return true
-		}
-		return !entries[0].Event.Time.Time().Before(moment)
-	})
-	return max(0, int64(at)-auditPage), failed
+	at, err := b.ledger.Positions(ctx, moment)
+	if err != nil {
+		return 0, err
+	}
+	return max(0, at[0]-auditPage), nil
 }

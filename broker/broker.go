@@ -84,6 +84,7 @@ type Config struct {
 	Outward func() []Check
 	// Collectors are metrics of parts that the broker does not know.
 	Collectors []prometheus.Collector
+	Retention  Retention
 	Now        func() time.Time // nil: time.Now
 	Log        *slog.Logger     // nil: silent
 }
@@ -140,6 +141,7 @@ type Broker struct {
 	shadow     shadow
 	witnessed  func() []byte
 	outward    func() []Check
+	retention  Retention
 
 	draining atomic.Bool // no new work, please: what is under way is finished
 
@@ -203,6 +205,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
 	b.orders, b.asking = newOrders(), make(chan struct{}, maxQuestions)
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
+	b.retention = c.Retention
 	b.reattests = newReattests()
 	var err error
 	if b.jwks, err = publicKeys(c.Signer); err != nil {

@@ -111,6 +111,13 @@ type remembered struct {
 
 func newRemembered() *remembered { return &remembered{set: map[[sha256.Size]byte]struct{}{}} }
 
+// clear forgets all: bindings that were erased have to be recorded again when they are used again.
+func (r *remembered) clear() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.set)
+}
+
 func (r *remembered) known(d [sha256.Size]byte) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -213,6 +213,11 @@ func (b *blast) run(ctx context.Context, limit int) error {
 		return err
 	}
 	b.notes(limit)
+	if note, err := b.erasedNote(ctx); err != nil {
+		return err
+	} else if note != "" {
+		b.out.Notes = append(b.out.Notes, note)
+	}
 	return b.steps(ctx, all)
 }
 
@@ -392,7 +397,7 @@ func (s questions) countRefusals(ctx context.Context, what about, spans []span) 
 			}
 			for _, index := range page {
 				r, err := s.refusal(ctx, index)
-				if err != nil && !errors.Is(err, ledger.ErrTampered) {
+				if err != nil && !errors.Is(err, ledger.ErrTampered) && !errors.Is(err, ledger.ErrErased) {
 					return n, false, err
 				}
 				if err == nil && what.meant(r) {

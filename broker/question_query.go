@@ -58,6 +58,9 @@ func (s questions) Query(ctx context.Context, in *bullav1.QueryRequest) (*bullav
 		}
 	}
 	q.notes()
+	if err := q.erased(ctx); err != nil {
+		return nil, s.answer(ctx, op.caller, err)
+	}
 	return q.out, nil
 }
 
@@ -158,7 +161,7 @@ func (q *query) merge(ctx context.Context, deliveries []ledger.Delivery, denials
 
 func (q *query) delivery(ctx context.Context, d ledger.Delivery) error {
 	s := d.Session
-	if !q.what.holds(s.Issued.Time()) || !q.what.revision.IsZero() && q.what.revision != s.Revision || q.in.GetGrade() != "" && q.in.GetGrade() != s.Grade {
+	if s.Erased != 0 || !q.what.holds(s.Issued.Time()) || !q.what.revision.IsZero() && q.what.revision != s.Revision || q.in.GetGrade() != "" && q.in.GetGrade() != s.Grade {
 		return nil
 	}
 	if !q.shows(ctx, q.sight.op, policy.ActionSessionShow, sessionFacts(s)) {
@@ -198,6 +201,9 @@ func (a about) meant(r refusalAt) bool {
 
 func (q *query) denial(ctx context.Context, index int64) error {
 	r, err := q.refusal(ctx, index)
+	if errors.Is(err, ledger.ErrErased) { // while this is answered: the note at the end counts it
+		return nil
+	}
 	if errors.Is(err, ledger.ErrTampered) {
 		q.lost++
 		return nil
@@ -234,6 +240,9 @@ func (s questions) refusal(ctx context.Context, index int64) (refusalAt, error) 
 	}
 	if len(entries) == 0 {
 		return refusalAt{}, fmt.Errorf("%w: event %d is missing", ledger.ErrTampered, index)
+	}
+	if by := entries[0].Erased; by != 0 {
+		return refusalAt{}, fmt.Errorf("event %d: %w by event %d", index, ledger.ErrErased, by)
 	}
 	ev := entries[0].Event
 	f := &bullav1.Finding{Index: index, Event: ev.ID.String(), At: stamp(ev.Time), Outcome: outcomeDeny, What: string(ev.Body.EventType()), Count: 1}
@@ -285,6 +294,15 @@ func decidedBy(f *bullav1.Finding, b event.DecisionDenied) (grade string) {
 	return f.Grade
 }
 
+// erased notes what is not in the answer for good.
+func (q *query) erased(ctx context.Context) error {
+	note, err := q.erasedNote(ctx)
+	if note != "" {
+		q.out.Notes = append(q.out.Notes, note)
+	}
+	return err
+}
+
 // notes says what the answer can't.
 func (q *query) notes() {
 	note := func(format string, args ...any) { q.out.Notes = append(q.out.Notes, fmt.Sprintf(format, args...)) }
@@ -292,7 +310,7 @@ func (q *query) notes() {
 		note("the policy does not show %d of the findings to you", q.out.Withheld)
 	}
 	if q.lost > 0 {
-		note("%d refusals can't be read (erased, or altered: `bulla audit rebuild --check` tells which) and are left out", q.lost)
+		note("%d refusals can't be read (`bulla audit rebuild --check` tells which) and are left out", q.lost)
 	}
 	if q.counted {
 		note("what a limiter refused is counted, by principal: its secrets and devices are not known")

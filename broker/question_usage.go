@@ -126,6 +126,11 @@ func (u *usage) run(ctx context.Context) error {
 	if n > 0 {
 		u.out.Notes = append(u.out.Notes, "what a limiter refused is counted by principal: it is not in denials")
 	}
+	if note, err := u.erasedNote(ctx); err != nil {
+		return err
+	} else if note != "" {
+		u.out.Notes = append(u.out.Notes, note)
+	}
 	return u.last(ctx)
 }
 

@@ -197,6 +197,19 @@ func (s questions) spans(ctx context.Context, what about) ([]span, error) {
 	return out, nil
 }
 
+// erasedNote says that an answer lacks what was erased; "" where nothing was.
+func (s questions) erasedNote(ctx context.Context) (string, error) {
+	n, all, err := s.ledger.Erased(ctx)
+	if err != nil || n == 0 {
+		return "", err
+	}
+	most := ""
+	if !all {
+		most = "at least "
+	}
+	return fmt.Sprintf("%s%d events of the record are erased: deliveries and refusals among them are not in this answer", most, n), nil
+}
+
 // errEnough ends a scan.
 var errEnough = errors.New("enough")
 
@@ -208,7 +221,7 @@ func (s questions) scan(ctx context.Context, what about, spans []span, f func(le
 	}
 	for _, in := range spans {
 		err := s.ledger.Scan(ctx, what.sessions(in, 0), func(b ledger.Brief) error {
-			if !what.holds(b.Issued.Time()) || revision != "" && revision != b.Revision {
+			if b.Erased != 0 || !what.holds(b.Issued.Time()) || revision != "" && revision != b.Revision {
 				return nil
 			}
 			return f(b)

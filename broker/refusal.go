@@ -89,6 +89,7 @@ var ledgerCodes = []struct {
 	{ledger.ErrTransition, codes.FailedPrecondition, "the state does not allow this any more"},
 	{ledger.ErrDuplicateRequest, codes.AlreadyExists, "this request id was used before"},
 	{ledger.ErrNotFound, codes.NotFound, "not found"},
+	{ledger.ErrErased, codes.NotFound, "erased"},
 	{context.Canceled, codes.Canceled, "the caller went away"},
 	{context.DeadlineExceeded, codes.DeadlineExceeded, "it took too long"},
 }

@@ -145,6 +145,9 @@ func (b *Broker) recorded(ctx context.Context, s session.Session) (policy.Signal
 	if len(entries) == 0 {
 		return policy.Signals{}, ledger.ErrNotFound
 	}
+	if entries[0].Erased != 0 {
+		return policy.Signals{}, ledger.ErrNotFound
+	}
 	body, ok := entries[0].Event.Body.(event.SessionIssued)
 	if !ok || body.Session != s.ID {
 		return policy.Signals{}, fmt.Errorf("event %d: %w: it does not open session %s", request.Index, ledger.ErrTampered, s.ID)

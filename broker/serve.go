@@ -72,6 +72,7 @@ func (b *Broker) GRPC() *grpc.Server {
 	bullav1.RegisterAuditServer(s, auditor{Broker: b})
 	bullav1.RegisterProofsServer(s, prover{Broker: b})
 	bullav1.RegisterQuestionsServer(s, questions{Broker: b})
+	bullav1.RegisterErasuresServer(s, erasures{Broker: b})
 	healthpb.RegisterHealthServer(s, health{Broker: b})
 	return s
 }

@@ -114,6 +114,9 @@ func (b *Broker) Run(ctx context.Context) {
 		b.logger.Error("sessions that signals ended could not be ended", "error", err)
 	}
 	wg.Go(func() { b.tend(ctx) })
+	if b.retention.Age > 0 {
+		wg.Go(func() { b.retain(ctx) })
+	}
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {

@@ -24,6 +24,7 @@ type Brief struct {
 	Issued    event.Time    `json:"issued_at"`
 	Expires   event.Time    `json:"expires_at"`
 	Revision  string        `json:"revision"`
+	Erased    int64         `json:"erased"` // not 0: the rest is not known, but for the state
 }
 
 // Lives says whether the session can still be used at now.
@@ -131,6 +132,10 @@ func (b *Brief) set(key string, value []byte) bool {
 		return quickNumber(&b.Version, value)
 	case "used":
 		return quickNumber(&b.Used, value)
+	case "erased":
+		n, err := strconv.ParseInt(string(value), 10, 64)
+		b.Erased = n
+		return err == nil
 	case "used_at":
 		return quickTime(&b.UsedAt, value)
 	case "issued_at":

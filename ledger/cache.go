@@ -114,6 +114,22 @@ func (c *rowCache) addBlob(key blobKey, data []byte) {
 	c.bytes += len(data)
 }
 
+// dropBlobs forgets what belongs to sessions that were erased.
+func (c *rowCache) dropBlobs(sessions []event.ErasedSession) {
+	gone := make(map[string]struct{}, len(sessions))
+	for _, s := range sessions {
+		gone[RoundBlob(s.Session)] = struct{}{}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for k, b := range c.blobs {
+		if _, ok := gone[k.key]; ok {
+			delete(c.blobs, k)
+			c.bytes -= len(b)
+		}
+	}
+}
+
 // clear forgets everything; rows that readers are about to bring are not kept either.
 func (c *rowCache) clear() {
 	c.mu.Lock()

@@ -51,16 +51,29 @@ func (r *Report) add(what string, format string, args ...any) {
 //
 // progress, if it is not nil, is called now and then with the number of events that were looked at, and of all.
 func Check(ctx context.Context, snap Snapshot, keys *keyring.Ring, progress func(done, total int64)) (Report, error) {
+	return newChecker(snap, keys, progress).run(ctx)
+}
+
+func newChecker(snap Snapshot, keys *keyring.Ring, progress func(done, total int64)) *checker {
 	if progress == nil {
 		progress = func(int64, int64) {}
 	}
-	c := checker{snap: snap, progress: progress, opener: newOpener(keys, snap), rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}, rounds: map[string]event.Digest{}}
-	c.report.Differences = []Difference{}
-	if err := c.events(ctx); err != nil {
-		return Report{}, fmt.Errorf("check ledger: %w", err)
+	return &checker{
+		snap: snap, progress: progress, opener: newOpener(keys, snap), report: Report{Differences: []Difference{}},
+		rows: map[RowKey]Row{}, ended: map[event.ID]endedRow{}, ids: map[event.ID]struct{}{}, gone: map[event.ID]struct{}{},
+		rounds: map[string]event.Digest{},
+		watch:  func(Stored, Entry, *checkTx) {}, read: func(*checker) {},
 	}
+}
+
+// run makes the report.
+func (c *checker) run(ctx context.Context) (Report, error) {
+	steps := []func(context.Context) error{c.erasures, c.events, func(context.Context) error { c.read(c); return nil }}
 	for _, kind := range Kinds() {
-		if err := c.compare(ctx, kind); err != nil {
+		steps = append(steps, func(ctx context.Context) error { return c.compare(ctx, kind) })
+	}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
 			return Report{}, fmt.Errorf("check ledger: %w", err)
 		}
 	}
@@ -90,6 +103,11 @@ type checker struct {
 	ended  map[event.ID]endedRow
 	ids    map[event.ID]struct{}
 	rounds map[string]event.Digest // blobs that a later event may drop
+
+	gone map[event.ID]struct{} // sessions that an event erases, wherever it stands
+
+	watch func(s Stored, e Entry, tx *checkTx) // called with what each event made
+	read  func(c *checker)                     // called with what all of them made
 
 	spent []session.Session // exhausted: their rows are kept, since they can be revoked before their time is over
 	limit int               // how many of them there may be until those whose time is over go
@@ -162,6 +180,10 @@ func (c *checker) event(ctx context.Context, s Stored) error {
 	if err != nil {
 		return err
 	}
+	if e.Erased != 0 {
+		c.effects(s)
+		return nil
+	}
 	if _, twice := c.ids[s.ID]; twice {
 		c.report.add("its id "+s.ID.String()+" was used before", "event %d", s.Index)
 	}
@@ -171,6 +193,7 @@ func (c *checker) event(ctx context.Context, s Stored) error {
 		c.report.add(err.Error(), "event %d", s.Index)
 		return nil
 	}
+	c.watch(s, e, tx)
 	tx.keep()
 	c.settle(e.Event.Time.Time())
 	key, digest, ok := BlobFor(e.Event.Body)
@@ -182,6 +205,53 @@ func (c *checker) event(ctx context.Context, s Stored) error {
 		return c.blob(ctx, key, digest)
 	}
 	return nil
+}
+
+// erasures reads the events that destroyed keys, before those that lay under them. That a row names no such event shows
+// where the key is asked for.
+func (c *checker) erasures(ctx context.Context) error {
+	for after := ""; ; {
+		rows, err := c.snap.Rows(ctx, KindErasure, after, MaxPage)
+		if err != nil {
+			return err
+		}
+		for _, r := range rows {
+			after = r.Key
+			e, err := c.opener.findErasure(ctx, r.Key)
+			if err != nil && !errors.Is(err, ErrTampered) {
+				return err
+			}
+			if err != nil {
+				continue
+			}
+			for _, s := range e.body.Sessions {
+				c.gone[s.Session] = struct{}{}
+			}
+			switch _, err := c.snap.SubjectKey(ctx, r.Key); {
+			case err == nil:
+				c.report.add(fmt.Sprintf("it is there, but event %d destroyed it", e.index), "key %q", r.Key)
+			case !errors.Is(err, ErrNotFound):
+				return err
+			}
+		}
+		if len(rows) == 0 {
+			return nil
+		}
+	}
+}
+
+// effects applies what the event that erased s says that s did.
+func (c *checker) effects(s Stored) {
+	for _, r := range c.opener.erasures[s.Subject].body.Rows {
+		key := RowKey{Kind(r.Kind), r.Key}
+		switch {
+		case r.Index != s.Index:
+		case len(r.Value) == 0:
+			delete(c.rows, key)
+		default:
+			c.rows[key] = NewRow(key, r.Value, s.Index+1)
+		}
+	}
 }
 
 func (c *checker) blob(ctx context.Context, key string, digest event.Digest) error {
@@ -258,6 +328,9 @@ type checkTx struct {
 
 func (t *checkTx) Get(key RowKey) (Row, error) {
 	if r, ok := t.puts[key]; ok {
+		if r.Seq == 0 {
+			return Row{}, ErrNotFound
+		}
 		return r, nil
 	}
 	if r, ok := t.c.rows[key]; ok {
@@ -266,6 +339,9 @@ func (t *checkTx) Get(key RowKey) (Row, error) {
 	if id, err := event.ParseID(key.Key); key.Kind == KindSession && err == nil {
 		if _, ok := t.c.ended[id]; ok {
 			return Row{}, fmt.Errorf("%w: session %s has ended", ErrTransition, id)
+		}
+		if _, ok := t.c.gone[id]; ok {
+			return Row{}, errGone
 		}
 	}
 	return Row{}, ErrNotFound
@@ -293,7 +369,9 @@ func (t *checkTx) keep() {
 	for key, row := range t.puts {
 		s, ok := t.sessions[key]
 		switch {
-		case ok && s.State == session.Exhausted:
+		case row.Seq == 0:
+			delete(t.c.rows, key)
+		case ok && s.State == session.Exhausted && s.Erased == 0:
 			t.c.rows[key], t.c.spent = row, append(t.c.spent, session.Session{ID: s.ID, Expires: s.Expires})
 		case ok && s.State.Ended():
 			t.c.end(s.ID, row)

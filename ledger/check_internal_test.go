@@ -15,7 +15,7 @@ func TestCheckSettles(t *testing.T) {
 	add := func(expires time.Time) RowKey {
 		s := session.Session{ID: event.NewID(start), State: session.Exhausted, Expires: event.NewTime(expires)}
 		key := RowKey{KindSession, s.ID.String()}
-		tx := &checkTx{c: &c, puts: map[RowKey]Row{key: {RowKey: key}}, sessions: map[RowKey]session.Session{key: s}}
+		tx := &checkTx{c: &c, puts: map[RowKey]Row{key: {RowKey: key, Seq: 1}}, sessions: map[RowKey]session.Session{key: s}}
 		tx.keep()
 		return key
 	}

@@ -59,14 +59,15 @@ func (l *Ledger) publish(ctx context.Context, batch []*waiter, outcomes []Outcom
 			size = max(size, o.Index+1)
 			l.cache.update(o.Changed)
 			l.recent.add(o.Index, batch[i].record.Event)
-			l.subjects.stored(batch[i].record.Subject, batch[i].record.NewSubject)
+			l.subjects.stored(batch[i].record.Subject)
+			l.forgetErased(batch[i].record)
 		}
 	}
 	l.grow(size)
 	for i, o := range outcomes {
 		w := batch[i]
 		if errors.Is(o.Err, ErrSubjectKey) {
-			if o.Err = l.reseal(ctx, w); o.Err == nil {
+			if o.Err = l.reseal(w); o.Err == nil {
 				again = append(again, w)
 				continue
 			}
@@ -79,14 +80,14 @@ func (l *Ledger) publish(ctx context.Context, batch []*waiter, outcomes []Outcom
 	return nil
 }
 
-// reseal seals w under the key that the store has for its subject; once is enough, since it keeps the first.
-func (l *Ledger) reseal(ctx context.Context, w *waiter) error {
+// reseal seals w under a new key, since the store does not take its own any more; once is enough.
+func (l *Ledger) reseal(w *waiter) error {
 	if w.resealed {
 		return fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrNotApplied, ErrSubjectKey)
 	}
 	w.resealed = true
 	l.subjects.forget(w.record.Subject)
-	return l.seal(ctx, w)
+	return l.seal(w)
 }
 
 // bisect appends the halves of a batch that left nothing, so that a commit that the store can't take fails
@@ -145,6 +146,7 @@ func (l *Ledger) lookUp(ctx context.Context, batch []*waiter) (lost []*waiter, e
 		found, err := snap.Find(ctx, w.record.Event.ID)
 		switch {
 		case err == nil && found.Leaf == w.record.Leaf:
+			l.forgetErased(w.record)
 			w.finish(found.Index, nil)
 		case err == nil || errors.Is(err, ErrNotFound):
 			lost = append(lost, w)

@@ -11,13 +11,14 @@
 // them again from the events of a snapshot and names every difference, so that an edited row shows.
 //
 // A body is sealed as eventSalt ‖ replySalt ‖ reply digest ‖ encoding, all that opens the leaf's commitments,
-// with the event's id and subject as associated data. Where a subject's key is destroyed, its events can't be read any more while the log still proves them.
+// with the event's id and the name of the key as associated data. What one principal did lies under keys of its own, a
+// new one every so often; all else lies under the ledger's. Where a subject's key is destroyed, which an event says, its
+// events can't be read any more while the log still proves them.
 //
 // What it does not do: it decides nothing, it builds no tree (package audit integrates the leaves), it does
 // not seal secret values (package keyring) and does not check receipts or signatures. Rows and ciphertexts
 // are not authentic by themselves: blobs are checked against the digest in their event, rows by Check.
-// One process at a time works on an embedded store. A subject key seals at most keyring.MaxMessages bodies;
-// the ledger does not count them.
+// One process at a time works on an embedded store.
 package ledger
 
 import (
@@ -180,7 +181,7 @@ func (l *Ledger) Commit(ctx context.Context, c Commit) (Result, error) {
 	if err := ctx.Err(); err != nil {
 		return Result{}, fmt.Errorf("commit %s: %w: %w: %w", c.Event.Body.EventType(), ErrUnavailable, ErrNotApplied, err)
 	}
-	w, err := l.prepare(ctx, c)
+	w, err := l.prepare(c)
 	if err == nil {
 		err = l.queue.put(w)
 	}

@@ -20,8 +20,9 @@ var exposures = []string{"proxied", "leased", "gated", "open"}
 // there, and sees what was put before. Other errors are the store's own, and Project returns them as they are.
 type ProjectionTx interface {
 	Get(key RowKey) (Row, error)
+	// Put writes a row; one with a Seq of 0 is removed.
 	Put(row Row) error
-	// PutSession puts a KindSession row and says what it is indexed by.
+	// PutSession puts a KindSession row and says what it is indexed by: of an erased session, by nothing.
 	PutSession(s session.Session, row Row) error
 	// DropBlob takes a blob out of the store that no event to come is about. It need not be there.
 	DropBlob(key string) error
@@ -116,6 +117,12 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.denied(b.Principal, nil)
 	case event.RequestRefused:
 		return p.denied(b.Principal, nil)
+	case event.SubjectErased:
+		return p.subjectErased(b, index)
+	case event.HoldPlaced:
+		return p.holdPlaced(b)
+	case event.HoldReleased:
+		return p.holdReleased(b)
 	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.OperationPermitted, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}
@@ -264,6 +271,9 @@ func (p projection) putSession(s session.Session) error {
 
 func (p projection) session(id event.ID, ev event.Event) error {
 	s, ok, err := get[session.Session](p, KindSession, id.String())
+	if errors.Is(err, errGone) {
+		return nil // how it ended stands in the event that erased it
+	}
 	if err != nil {
 		return err
 	}

@@ -145,6 +145,9 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.ShadowDiffered{},
 		event.ShadowEnded{},
 		event.TrustObserved{},
+		event.SubjectErased{},
+		event.HoldPlaced{},
+		event.HoldReleased{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

@@ -125,6 +125,35 @@ func (l *Ledger) Denials(ctx context.Context, scope Scope, value string, from, b
 	})
 }
 
+// maxErasures is how many erasures are counted one by one.
+const maxErasures = 10 * MaxPage
+
+// Erased says how many events of the ledger were erased; all is false where there may be more.
+func (l *Ledger) Erased(ctx context.Context) (events int64, all bool, err error) {
+	_, err = with(ctx, l, func(s Snapshot) (struct{}, error) {
+		after := ""
+		for n := 0; n < maxErasures; {
+			rows, err := s.Rows(ctx, KindErasure, after, MaxPage)
+			if err != nil {
+				return struct{}{}, err
+			}
+			if all = len(rows) == 0; all {
+				break
+			}
+			for _, r := range rows {
+				e, err := decode[Erasure](r)
+				if err != nil {
+					return struct{}{}, err
+				}
+				events += e.Events
+			}
+			n, after = n+len(rows), rows[len(rows)-1].Key
+		}
+		return struct{}{}, nil
+	})
+	return events, all, err
+}
+
 // Delivery is a session with the index of the event that opened it.
 type Delivery struct {
 	Index   int64
@@ -215,7 +244,7 @@ func (o *opener) time(ctx context.Context, index int64) (time.Time, error) {
 		return time.Time{}, fmt.Errorf("%w: event %d is missing", ErrTampered, index)
 	}
 	e, err := o.open(ctx, stored[0])
-	if errors.Is(err, ErrTampered) {
+	if errors.Is(err, ErrTampered) || e.Erased != 0 {
 		return stored[0].ID.Time(), nil
 	}
 	return e.Event.Time.Time(), err

@@ -120,7 +120,8 @@ func (l *Ledger) Size(ctx context.Context) (int64, error) {
 	return with(ctx, l, func(s Snapshot) (int64, error) { return s.Size(ctx) })
 }
 
-// Events returns up to max events from index from, opened, and checked against their leaves.
+// Events returns up to max events from index from, opened, and checked against their leaves. Of those that were erased it
+// returns what is left: see Entry.
 func (l *Ledger) Events(ctx context.Context, from int64, max int) ([]Entry, error) {
 	return with(ctx, l, func(s Snapshot) ([]Entry, error) {
 		stored, err := s.Events(ctx, from, page(max))
@@ -155,18 +156,22 @@ func (l *Ledger) Leaves(ctx context.Context, from int64, max int) ([]event.Leaf,
 	})
 }
 
-// Find returns the event with this id, opened and checked against its leaf.
+// Find returns the event with this id, opened and checked against its leaf, or ErrErased.
 func (l *Ledger) Find(ctx context.Context, id event.ID) (Entry, error) {
 	return with(ctx, l, func(s Snapshot) (Entry, error) {
 		stored, err := s.Find(ctx, id)
 		if err != nil {
 			return Entry{}, fmt.Errorf("event %s: %w", id, err)
 		}
-		return newOpener(l.keys, s).open(ctx, stored)
+		e, err := newOpener(l.keys, s).open(ctx, stored)
+		if err == nil && e.Erased != 0 {
+			return Entry{}, fmt.Errorf("event %s: %w by event %d", id, ErrErased, e.Erased)
+		}
+		return e, err
 	})
 }
 
-// Result returns again what Commit returned for the event with this index.
+// Result returns again what Commit returned for the event with this index, or ErrErased.
 func (l *Ledger) Result(ctx context.Context, index int64) (Result, error) {
 	entries, err := l.Events(ctx, index, 1)
 	if err != nil {
@@ -174,6 +179,9 @@ func (l *Ledger) Result(ctx context.Context, index int64) (Result, error) {
 	}
 	if len(entries) == 0 {
 		return Result{}, fmt.Errorf("event %d: %w", index, ErrNotFound)
+	}
+	if entries[0].Erased != 0 {
+		return Result{}, fmt.Errorf("event %d: %w by event %d", index, ErrErased, entries[0].Erased)
 	}
 	return Result{Index: index, Leaf: entries[0].Leaf, ReplySalt: entries[0].ReplySalt}, nil
 }
@@ -202,7 +210,7 @@ func with[T any](ctx context.Context, l *Ledger, f func(Snapshot) (T, error)) (T
 	switch {
 	case err == nil:
 		return v, nil
-	case errors.Is(err, ErrNotFound), errors.Is(err, ErrTampered):
+	case errors.Is(err, ErrNotFound), errors.Is(err, ErrTampered), errors.Is(err, ErrErased), errors.Is(err, ErrHeld), errors.Is(err, ErrTransition):
 		return zero, err
 	}
 	return zero, fmt.Errorf("read ledger: %w: %w", ErrUnavailable, err)

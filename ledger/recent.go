@@ -11,7 +11,7 @@ import (
 // follows falls behind.
 const maxRecent = 1024
 
-// Committed is an event with its index.
+// Committed is an event with its index. Its body is nil where it was erased.
 type Committed struct {
 	Index int64
 	Event event.Event
@@ -28,6 +28,17 @@ func (r *recent) add(index int64, e event.Event) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.slots[index%maxRecent] = Committed{index, e}
+}
+
+// drop forgets the events with these indexes.
+func (r *recent) drop(indexes []int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, index := range indexes {
+		if c := &r.slots[index%maxRecent]; c.Index == index {
+			*c = Committed{}
+		}
+	}
 }
 
 // from returns up to max events from index on, as far as they are there without a gap.

@@ -2,10 +2,10 @@ package ledger
 
 import (
 	"context"
-	"crypto/subtle"
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/bulla-project/bulla/keyring"
 	"github.com/bulla-project/bulla/ledger/event"
@@ -16,6 +16,11 @@ const (
 	headSize  = 2*len(event.Salt{}) + len(event.Digest{}) // of a body: the salts and the reply's digest
 	// maxSubjects bounds the keys kept in memory, about 1 KiB each.
 	maxSubjects = 16384
+
+	// What lies under one key is erased by one event, and that has to fit into it. Where the older part of what a
+	// subject did is to go and the newer one to stay, it has to lie under another key.
+	maxUnderKey = 1000
+	maxKeyAge   = 24 * time.Hour
 )
 
 // Entry is an event as the ledger shows it to those who may read it.
@@ -27,6 +32,8 @@ type Entry struct {
 	ReplySalt event.Salt
 	Reply     event.Digest // zero: there was none
 	Encoding  []byte
+	// Erased is the index of the event that erased this one: of it nothing but Index, Leaf and the id is left. 0: it was not.
+	Erased int64
 }
 
 // bodyAAD binds a sealed body to its event and subject.
@@ -38,34 +45,40 @@ func bodyAAD(id event.ID, subject string) []byte {
 	return append(out, subject...)
 }
 
-// subjectKey is a subject's key with its wrapped form, as long as the store may not hold that yet.
+// subjectKey is the key that a subject's events are sealed under at present.
 type subjectKey struct {
+	name    string // subject#id
 	key     *keyring.SubjectKey
 	wrapped []byte // nil: it is known to be in the store
+	born    time.Time
+	count   int // bodies that it sealed
 }
 
-// subjectKeys keeps the keys of subjects in memory, so that each subject has one, and it is opened once.
+// subjectKeys keeps those keys in memory. None is taken up again after it was dropped: the subject gets a new one.
 type subjectKeys struct {
 	sync.Mutex
-	m map[string]subjectKey // guarded
+	m map[string]subjectKey // guarded; by subject
 }
 
 func newSubjectKeys() subjectKeys { return subjectKeys{m: map[string]subjectKey{}} }
 
-func (s *subjectKeys) get(subject string) (subjectKey, bool) {
+// get counts one more body under a subject's key, unless that is spent.
+func (s *subjectKeys) get(subject string, now time.Time) (subjectKey, bool) {
 	s.Lock()
 	defer s.Unlock()
 	k, ok := s.m[subject]
-	return k, ok
+	if !ok || k.count >= maxUnderKey || now.Sub(k.born) >= maxKeyAge {
+		return subjectKey{}, false
+	}
+	k.count++
+	s.m[subject] = k
+	return k, true
 }
 
-// add keeps k unless there is a key already, which it returns instead.
-func (s *subjectKeys) add(subject string, k subjectKey) subjectKey {
+// add makes k the key of its subject. Callers that come together may each make one, and all are good.
+func (s *subjectKeys) add(subject string, k subjectKey) {
 	s.Lock()
 	defer s.Unlock()
-	if old, ok := s.m[subject]; ok {
-		return old
-	}
 	if len(s.m) >= maxSubjects {
 		for name := range s.m { // in random order, which is as good as any other
 			delete(s.m, name)
@@ -75,20 +88,36 @@ func (s *subjectKeys) add(subject string, k subjectKey) subjectKey {
 		}
 	}
 	s.m[subject] = k
-	return k
 }
 
-// stored notes that the key with this wrapped form is durable.
-func (s *subjectKeys) stored(subject string, wrapped []byte) {
+// stored notes that the key with this name is durable.
+func (s *subjectKeys) stored(name string) {
 	s.Lock()
 	defer s.Unlock()
-	if k, ok := s.m[subject]; ok && subtle.ConstantTimeCompare(k.wrapped, wrapped) == 1 {
+	if k, ok := s.m[event.SubjectOf(name)]; ok && k.name == name {
 		k.wrapped = nil
-		s.m[subject] = k
+		s.m[event.SubjectOf(name)] = k
 	}
 }
 
-func (s *subjectKeys) forget(subject string) {
+// forget drops the key with this name.
+func (s *subjectKeys) forget(name string) {
+	s.Lock()
+	defer s.Unlock()
+	if s.m[event.SubjectOf(name)].name == name {
+		delete(s.m, event.SubjectOf(name))
+	}
+}
+
+// inUse reports whether events are sealed under the key with this name.
+func (s *subjectKeys) inUse(name string) bool {
+	s.Lock()
+	defer s.Unlock()
+	return s.m[event.SubjectOf(name)].name == name
+}
+
+// renew gives the subject a new key for what comes next.
+func (s *subjectKeys) renew(subject string) {
 	s.Lock()
 	defer s.Unlock()
 	delete(s.m, subject)
@@ -100,36 +129,24 @@ func (s *subjectKeys) clear() {
 	clear(s.m)
 }
 
-// subject returns the key of a subject: from memory, from the store, or a new one.
-func (l *Ledger) subject(ctx context.Context, subject string) (subjectKey, error) {
-	if k, ok := l.subjects.get(subject); ok {
+// subject returns the key that an event of subject is sealed under now.
+func (l *Ledger) subject(subject string) (subjectKey, error) {
+	now := time.Now()
+	if k, ok := l.subjects.get(subject, now); ok {
 		return k, nil
 	}
-	snap, err := l.store.Snapshot(ctx)
-	if err != nil {
-		return subjectKey{}, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrNotApplied, err)
-	}
-	defer snap.Close()
-	wrapped, err := snap.SubjectKey(ctx, subject)
-	switch {
-	case err == nil:
-		key, err := l.keys.OpenSubjectKey(wrapped, subject)
-		if err != nil {
-			return subjectKey{}, fmt.Errorf("%w: key of subject %q: %w", ErrTampered, subject, err)
-		}
-		return l.subjects.add(subject, subjectKey{key: key}), nil
-	case !errors.Is(err, ErrNotFound):
-		return subjectKey{}, fmt.Errorf("%w: %w: %w", ErrUnavailable, ErrNotApplied, err)
-	}
-	wrapped, key, err := l.keys.NewSubjectKey(subject)
+	name := subject + "#" + event.NewRequestID(now).String()
+	wrapped, key, err := l.keys.NewSubjectKey(name)
 	if err != nil {
 		return subjectKey{}, fmt.Errorf("key of subject %q: %w", subject, err)
 	}
-	return l.subjects.add(subject, subjectKey{key, wrapped}), nil
+	k := subjectKey{name: name, key: key, wrapped: wrapped, born: now, count: 1}
+	l.subjects.add(subject, k)
+	return k, nil
 }
 
 // prepare encodes and seals the event of c, in the goroutine of the caller.
-func (l *Ledger) prepare(ctx context.Context, c Commit) (*waiter, error) {
+func (l *Ledger) prepare(c Commit) (*waiter, error) {
 	eventSalt, replySalt := event.NewSalt(), event.NewSalt()
 	head := make([]byte, 0, headSize)
 	head = append(head, eventSalt[:]...)
@@ -140,27 +157,28 @@ func (l *Ledger) prepare(ctx context.Context, c Commit) (*waiter, error) {
 		return nil, err
 	}
 	w := &waiter{
-		record:    Record{Commit: c, Leaf: event.NewLeaf(plain[headSize:], eventSalt, c.Reply, replySalt), Subject: c.Event.Subject},
+		record:    Record{Commit: c, Leaf: event.NewLeaf(plain[headSize:], eventSalt, c.Reply, replySalt)},
 		replySalt: replySalt,
 		plain:     plain,
 		done:      make(chan struct{}),
 	}
-	return w, l.seal(ctx, w)
+	return w, l.seal(w)
 }
 
-// seal makes the body of w under the key that its subject has now.
-func (l *Ledger) seal(ctx context.Context, w *waiter) error {
-	subject, aad := w.record.Subject, bodyAAD(w.record.Event.ID, w.record.Subject)
-	if subject == "" {
-		body, err := l.keys.Seal(keyring.PurposeEventBody, w.plain, aad)
+// seal makes the body of w under the key that its subject has now, or under the ledger's own where the event has to stay.
+func (l *Ledger) seal(w *waiter) error {
+	subject, id := w.record.Event.Subject, w.record.Event.ID
+	if subject == "" || !event.Erasable(w.record.Event.Body) {
+		body, err := l.keys.Seal(keyring.PurposeEventBody, w.plain, bodyAAD(id, ""))
 		w.record.Body = body
 		return err
 	}
-	k, err := l.subject(ctx, subject)
+	k, err := l.subject(subject)
 	if err != nil {
 		return err
 	}
-	w.record.Body, w.record.NewSubject = k.key.Seal(w.plain, aad), k.wrapped
+	w.record.Subject, w.record.NewSubject = k.name, k.wrapped
+	w.record.Body = k.key.Seal(w.plain, bodyAAD(id, k.name))
 	return nil
 }
 
@@ -169,10 +187,12 @@ type opener struct {
 	keys   *keyring.Ring
 	snap   Snapshot
 	opened map[string]*keyring.SubjectKey
+
+	erasures map[string]*erased // by the name of the key
 }
 
 func newOpener(keys *keyring.Ring, snap Snapshot) *opener {
-	return &opener{keys, snap, map[string]*keyring.SubjectKey{}}
+	return &opener{keys, snap, map[string]*keyring.SubjectKey{}, map[string]*erased{}}
 }
 
 func (o *opener) subject(ctx context.Context, subject string) (*keyring.SubjectKey, error) {
@@ -180,10 +200,7 @@ func (o *opener) subject(ctx context.Context, subject string) (*keyring.SubjectK
 		return k, nil
 	}
 	wrapped, err := o.snap.SubjectKey(ctx, subject)
-	if errors.Is(err, ErrNotFound) {
-		return nil, fmt.Errorf("%w: subject %q has no key", ErrTampered, subject)
-	}
-	if err != nil {
+	if err != nil { // ErrNotFound: there is none
 		return nil, err
 	}
 	k, err := o.keys.OpenSubjectKey(wrapped, subject)
@@ -198,9 +215,15 @@ func (o *opener) subject(ctx context.Context, subject string) (*keyring.SubjectK
 }
 
 // open decrypts s and checks it against its leaf, id and subject. What is wrong with the stored bytes wraps
-// ErrTampered and names the index; other errors are the store's.
+// ErrTampered and names the index; other errors are the store's. Of an event that was erased it returns what is left.
 func (o *opener) open(ctx context.Context, s Stored) (Entry, error) {
 	plain, err := o.decrypt(ctx, s)
+	if errors.Is(err, ErrNotFound) {
+		var by *erased
+		if by, err = o.erasure(ctx, s); err == nil {
+			return Entry{Index: s.Index, Leaf: s.Leaf, Event: event.Event{ID: s.ID}, Erased: by.index}, nil
+		}
+	}
 	if err != nil {
 		return Entry{}, fmt.Errorf("event %d: %w", s.Index, err)
 	}
@@ -214,7 +237,7 @@ func (o *opener) open(ctx context.Context, s Stored) (Entry, error) {
 	if e.Event, err = event.Decode(e.Encoding); err != nil {
 		return Entry{}, fmt.Errorf("%w: event %d: %w", ErrTampered, s.Index, err)
 	}
-	if e.Event.ID != s.ID || e.Event.Subject != s.Subject {
+	if e.Event.ID != s.ID || e.Event.Subject != event.SubjectOf(s.Subject) && (s.Subject != "" || event.Erasable(e.Event.Body)) {
 		return Entry{}, fmt.Errorf("%w: event %d lies under another id or subject than its own", ErrTampered, s.Index)
 	}
 	return e, nil

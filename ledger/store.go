@@ -29,6 +29,10 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrTampered: what lies in the store is not what the ledger wrote there.
 	ErrTampered = errors.New("the store was altered")
+	// ErrErased: the event can't be read any more, by an event that says so. The log still proves it.
+	ErrErased = errors.New("erased")
+	// ErrHeld: a legal hold keeps it from being erased.
+	ErrHeld = errors.New("a legal hold keeps it")
 	// ErrSubjectKey is a store's word that another key of the subject was there first. Callers of Commit
 	// never see it.
 	ErrSubjectKey = errors.New("the subject has another key")
@@ -83,6 +87,10 @@ const (
 	KindDenial Kind = "denial"
 	// KindActivation rows hold Activation, by sequence.
 	KindActivation Kind = "activation"
+	// KindErasure rows hold Erasure, by the name of the key that was destroyed.
+	KindErasure Kind = "erasure"
+	// KindHold rows hold Hold, by HoldKey.
+	KindHold Kind = "hold"
 )
 
 // Kinds lists the projections.
@@ -90,7 +98,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
 		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow, KindTrust,
-		KindDenial, KindActivation,
+		KindDenial, KindActivation, KindErasure, KindHold,
 	}
 }
 
@@ -200,7 +208,7 @@ type Result struct {
 type Record struct {
 	Commit
 	Leaf    event.Leaf
-	Subject string // key of the subject's wrapped body key
+	Subject string // name of the key that Body is sealed under: subject#id, or "" for the ledger's own
 	Body    []byte // sealed event, see package ledger
 	// NewSubject is the wrapped key under which Body is sealed, when the subject may have none in the
 	// store yet. The store keeps the first one; a record with another one gets ErrSubjectKey.
@@ -229,7 +237,10 @@ type Stored struct {
 //
 // Append applies the records in order inside ONE transaction. For each: the event's id and the request key
 // are free, the preconditions hold, the counters are below their limits, Project applies; then event row,
-// projection rows, blob, subject key and request row are written. A record that is refused leaves nothing
+// projection rows, blob, subject key and request row are written. An event.SubjectErased also takes away its key (for
+// good: a record that would bring it back gets ErrSubjectKey), the request rows of its events, their KindDenial rows,
+// which no event names, and the RoundBlob of its sessions; it is refused with ErrPrecondition if there is no such key, or an event under it at or after Seen. Nothing
+// of what was taken away stays in a file of the store once every snapshot from before is closed. A record that is refused leaves nothing
 // and does not disturb the others. When Append returns a nil error, everything it reports as done is
 // durable. An error that wraps ErrNotApplied left nothing of the whole batch; after any other one nothing is
 // known: the batch may or may not have taken effect, until Recover. The index of an event is gapless and

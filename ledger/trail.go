@@ -18,7 +18,8 @@ const headEvents = 32
 // Trail returns, in the order of their indexes, all events about a session, and those that they rest on: the genesis,
 // the envelope key, the revision that decided, what vouched for the instance key, and the trust bundles of that. It reads
 // backwards from the session's last event, up to the whole ledger; progress, if set, hears how many events it has been
-// through and how many it may be. ErrNotFound: there is no such session. ErrLimit: there are more than MaxTrail.
+// through and how many it may be. ErrNotFound: there is no such session. ErrErased: it, or what
+// vouched for its instance, was erased. ErrLimit: there are more than MaxTrail.
 func (l *Ledger) Trail(ctx context.Context, id event.ID, progress func(done, total int64)) ([]Entry, error) {
 	return with(ctx, l, func(snap Snapshot) ([]Entry, error) {
 		row, err := snap.Row(ctx, RowKey{KindSession, id.String()})
@@ -28,6 +29,9 @@ func (l *Ledger) Trail(ctx context.Context, id event.ID, progress func(done, tot
 		s, err := decode[session.Session](row)
 		if err != nil {
 			return nil, err
+		}
+		if s.Erased != 0 {
+			return nil, fmt.Errorf("session %s: %w by event %d", id, ErrErased, s.Erased)
 		}
 		t := trail{session: s, snap: snap, opener: newOpener(l.keys, snap), progress: progress, found: map[int64]Entry{}}
 		last := row.Seq
@@ -51,6 +55,8 @@ type trail struct {
 	issued *event.SessionIssued // nil: the search has not come to it
 	// What is still looked for, once issued is known.
 	bound, key, revision, approval bool
+
+	erased int64 // an event of the principal that can't be read any more; 0: none
 }
 
 func (t *trail) run(ctx context.Context, end int64) ([]Entry, error) {
@@ -75,6 +81,9 @@ func (t *trail) run(ctx context.Context, end int64) ([]Entry, error) {
 	if t.issued == nil {
 		return nil, fmt.Errorf("%w: session %s has no event that issued it", ErrTampered, t.session.ID)
 	}
+	if t.bound && t.erased != 0 {
+		return nil, fmt.Errorf("what vouched for the instance of session %s: %w, like event %d", t.session.ID, ErrErased, t.erased)
+	}
 	if err := t.trust(ctx); err != nil {
 		return nil, err
 	}
@@ -94,12 +103,18 @@ func (t *trail) complete() bool {
 // look opens an event if it may be one of those that are wanted.
 func (t *trail) look(ctx context.Context, stored Stored) error {
 	others := t.issued == nil && t.session.Split != nil || t.approval || t.revision
-	if !others && stored.Subject != "" && stored.Subject != t.session.Principal {
+	if !others && stored.Subject != "" && event.SubjectOf(stored.Subject) != t.session.Principal {
 		return nil
 	}
 	e, err := t.opener.open(ctx, stored)
 	if err != nil {
 		return err
+	}
+	if e.Erased != 0 {
+		if event.SubjectOf(stored.Subject) == t.session.Principal {
+			t.erased = e.Index
+		}
+		return nil
 	}
 	if !t.wants(e.Event.Body) {
 		return nil

@@ -155,9 +155,9 @@ func TestDevelopmentContract(t *testing.T) {
 		"operator": "secret.put secret.show secret.list session.list session.show session.revoke device.enroll device.list " +
 			"device.show device.revoke policy.list policy.show audit.rebuild doctor",
 		"security": "secret.show secret.list session.list session.show session.revoke device.list device.show device.revoke " +
-			"policy.push policy.promote policy.rollback policy.shadow policy.list policy.show policy.check audit.tail audit.export session.proof audit.query audit.blast-radius secret.usage doctor",
+			"policy.push policy.promote policy.rollback policy.shadow policy.list policy.show policy.check audit.tail audit.export session.proof audit.query audit.blast-radius secret.usage audit.erase audit.hold audit.holds doctor",
 		"auditor": "secret.show secret.list session.list session.show device.list device.show policy.list policy.show " +
-			"audit.tail audit.export session.proof audit.rebuild audit.query audit.blast-radius secret.usage",
+			"audit.tail audit.export session.proof audit.rebuild audit.query audit.blast-radius secret.usage audit.holds",
 		"workload": "deliver", "stranger": "", "nobody": "",
 		"custodian-1": "share.list share.show share.fetch share.approve share.reject", "custodian-2": "share.list share.show share.fetch share.approve share.reject",
 		"custodian-3": "share.list share.show share.fetch share.approve share.reject",

@@ -56,6 +56,9 @@ const (
 	ActionShareApprove   Action = "share.approve"
 	ActionShareReject    Action = "share.reject"
 	ActionSessionProof   Action = "session.proof"
+	ActionAuditErase     Action = "audit.erase"
+	ActionAuditHold      Action = "audit.hold"
+	ActionAuditHolds     Action = "audit.holds"
 )
 
 // Actions returns every action, in the order above.
@@ -66,6 +69,7 @@ func Actions() []Action {
 		ActionPolicyPush, ActionPolicyPromote, ActionPolicyRollback, ActionPolicyShadow, ActionPolicyList, ActionPolicyShow, ActionPolicyCheck, ActionAuditTail,
 		ActionAuditExport, ActionAuditRebuild, ActionAuditQuery, ActionAuditBlast, ActionSecretUsage, ActionDoctor,
 		ActionShareList, ActionShareShow, ActionShareFetch, ActionShareApprove, ActionShareReject, ActionSessionProof,
+		ActionAuditErase, ActionAuditHold, ActionAuditHolds,
 	}
 }
 

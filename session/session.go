@@ -95,6 +95,9 @@ type Session struct {
 
 	Split    *event.Split `json:"split,omitempty"` // who has to take part before it can be read; shared, never changed
 	Approval event.ID     `json:"approval,omitzero"`
+
+	// Erased is the index of the event that erased the session: nothing but ID and State is left of it. 0: it was not.
+	Erased int64 `json:"erased,omitempty"`
 }
 
 // StateAt is the state as readers see it at now: a session past its end is expired at once, whether or
@@ -127,6 +130,9 @@ func Open(e event.Event) (Session, error) {
 // Apply returns what s becomes through e. An event that does not fit gives ErrTransition and leaves s.
 // Time enters through e alone: what comes at or after the end is refused, but for the sweeper's word.
 func Apply(s Session, e event.Event) (Session, error) {
+	if s.Erased != 0 {
+		return s, fmt.Errorf("session %s is %s, and was erased: %w", s.ID, s.State, ErrTransition)
+	}
 	past := !e.Time.Time().Before(s.Expires.Time())
 	if s.State.Ended() && (s.State != Exhausted || !revokes(e.Body) || past) {
 		return s, fmt.Errorf("session %s is %s: %w", s.ID, s.State, ErrTransition)

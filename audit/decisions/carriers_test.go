@@ -55,6 +55,9 @@ var bodies = []event.Body{
 	event.ShadowDiffered{},
 	event.ShadowEnded{},
 	event.TrustObserved{},
+	event.SubjectErased{},
+	event.HoldPlaced{},
+	event.HoldReleased{},
 }
 
 func carriesDecision(kind event.Type) bool {

@@ -17,7 +17,8 @@ var (
 	permits = []policy.Effect{policy.Permit}
 	refuses = []policy.Effect{policy.Deny, policy.StepUp}
 	stepsUp = []policy.Effect{policy.StepUp}
-	every   = []policy.Effect{policy.Permit, policy.Deny, policy.StepUp}
+
+	anyEffect = []policy.Effect{policy.Permit, policy.Deny, policy.StepUp}
 )
 
 // Secret is what the record knows of a secret.
@@ -47,10 +48,14 @@ func (r *Reader) Secrets() map[string]Secret { return r.secrets }
 // Active is the revision that was activated last.
 func (r *Reader) Active() Revision { return r.last }
 
-// Add takes the next event, and returns the decisions that it records.
+// Add takes the next event, and returns the decisions that it records. One without a body was erased: whether it held a
+// decision is not known, and it counts as one that can't be judged.
 func (r *Reader) Add(index int64, e event.Event) []replay.Recorded {
 	if r.secrets == nil {
 		r.secrets, r.sequence, r.signals = map[string]Secret{}, map[uint64]event.Digest{}, map[event.ID][]byte{}
+	}
+	if e.Body == nil {
+		return []replay.Recorded{{Index: index, Kind: "erased", Gap: "it was erased: the log proves only that there was an event"}}
 	}
 	r.follow(e)
 	out := r.of(e)
@@ -119,12 +124,6 @@ func (r *Reader) of(e event.Event) []replay.Recorded {
 			Principal: b.Principal, Count: b.Count,
 			Gap: fmt.Sprintf("%d refusals of the limiter (%s) were counted and not recorded one by one", b.Count, b.Limit),
 		}}
-	case event.RevisionProposed:
-		if b.By != nil {
-			return []replay.Recorded{recorded(*b.By, e.Subject, stepsUp)}
-		}
-	case event.ShadowDiffered: // what held, whatever the shadow would have said
-		return []replay.Recorded{recorded(b.Decision, e.Subject, every)}
 	case event.SessionsRevoked:
 		return r.redecided(b)
 	}
@@ -140,7 +139,7 @@ func ofSession(d event.Decision, principal string, session event.ID) []replay.Re
 // administrative returns the decision behind a change. What the broker does by itself has none.
 func administrative(e event.Event) []replay.Recorded {
 	var by *event.Decision
-	session := ""
+	session, wants := "", permits
 	switch b := e.Body.(type) {
 	case event.RevisionActivated:
 		by = b.By
@@ -156,19 +155,38 @@ func administrative(e event.Event) []replay.Recorded {
 		by = b.By
 	case event.RevisionSwept:
 		by = b.By
-	case event.RevisionStaged:
-		by = b.By
-	case event.ShadowStarted:
-		by = b.By
-	case event.ShadowEnded:
-		by = b.By
+	default:
+		by, wants = others(b)
 	}
 	if by == nil {
 		return nil
 	}
-	out := recorded(*by, "", permits)
+	out := recorded(*by, "", wants)
 	out.Session = session
 	return []replay.Recorded{out}
+}
+
+// others are the decisions about revisions that are not active, and about erasures.
+func others(body event.Body) (by *event.Decision, wants []policy.Effect) {
+	switch b := body.(type) {
+	case event.RevisionStaged:
+		return b.By, permits
+	case event.RevisionProposed: // it asks for a second person
+		return b.By, stepsUp
+	case event.ShadowStarted:
+		return b.By, permits
+	case event.ShadowDiffered: // what held, whatever it was
+		return &b.Decision, anyEffect
+	case event.ShadowEnded:
+		return b.By, permits
+	case event.SubjectErased:
+		return b.By, permits
+	case event.HoldPlaced:
+		return b.By, permits
+	case event.HoldReleased:
+		return b.By, permits
+	}
+	return nil, nil
 }
 
 func recorded(d event.Decision, principal string, wants []policy.Effect) replay.Recorded {

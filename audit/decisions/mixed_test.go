@@ -147,8 +147,8 @@ func (w *world) body(tb testing.TB) event.Body {
 	switch {
 	case d.Effect == policy.StepUp && w.chance(20):
 		return event.RevisionProposed{Digest: w.rev.Digest(), Sequence: 2, By: &rec}
-	case w.chance(5):
-		return event.ShadowDiffered{Digest: w.rev.Digest(), Effect: "DENY", Result: []byte("{}"), Decision: rec}
+	case w.chance(3):
+		return event.ShadowDiffered{Digest: event.Digest{1}, Effect: "DENY", Decision: rec}
 	case d.Effect == policy.StepUp && d.Requires.Approval != nil && w.chance(80):
 		return event.RoundOpened{Round: id, Principal: who, Secret: s.Resource.Secret.Name, Decision: rec}
 	case d.Effect != policy.Permit:
@@ -165,9 +165,12 @@ func (w *world) body(tb testing.TB) event.Body {
 		event.SessionRevoked{Session: id, By: &rec},
 		event.RevocationOrdered{Selector: event.BySecret, Value: "demo/a", By: &rec},
 		event.RevisionSwept{Digest: w.rev.Digest(), Sequence: 1, Outcome: event.SweepConfirmed, By: &rec},
-		event.RevisionStaged{Digest: w.rev.Digest(), By: &rec},
-		event.ShadowStarted{Digest: w.rev.Digest(), By: &rec},
-		event.ShadowEnded{Digest: w.rev.Digest(), By: &rec},
+		event.RevisionStaged{Digest: event.Digest{1}, By: &rec},
+		event.ShadowStarted{Digest: event.Digest{1}, By: &rec},
+		event.ShadowEnded{Digest: event.Digest{1}, By: &rec},
+		event.SubjectErased{Subject: who, By: &rec},
+		event.HoldPlaced{Selector: event.HoldEverything, By: &rec},
+		event.HoldReleased{Selector: event.HoldEverything, By: &rec},
 		event.ShareIssued{Round: id, Holder: who, Decision: rec},
 		event.RoundApproved{Round: id, Holder: who, Decision: rec},
 		event.RoundRejected{Round: id, Holder: who, Decision: rec},

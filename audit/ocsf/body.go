@@ -361,6 +361,18 @@ func (o *object) administration(body event.Body) {
 		o.note("decisions_dropped", b.Dropped)
 	case event.TrustObserved:
 		o.entity("trust bundle", b.TrustDomain, b.Bundle.String())
+	case event.SubjectErased:
+		o.entity(event.ByPrincipal, b.Subject, "")
+		o.by(b.By)
+		o.Comment, o.Count = text(b.Reason), uint64(len(b.Indexes))
+	case event.HoldPlaced:
+		o.entity(b.Selector, b.Value, "")
+		o.by(b.By)
+		o.Comment = text(b.Reason)
+	case event.HoldReleased:
+		o.entity(b.Selector, b.Value, "")
+		o.by(b.By)
+		o.Comment = text(b.Reason)
 	case event.SecretPut:
 		o.put(b)
 	case event.DeviceEnrolled:

@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"time"
 	"unicode/utf8"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -55,8 +56,22 @@ func (m Mapper) Line(index int64, e event.Event) ([]byte, error) {
 	if !ok {
 		return nil, fmt.Errorf("event %d: %w for the type %q: this program is older than the broker", index, ErrNoMapping, e.Body.EventType())
 	}
-	o := newObject(m, index, e, r)
+	o := newObject(m, index, e, r, string(e.Body.EventType()))
 	o.body(e.Body)
+	return o.line(index)
+}
+
+// Erased returns the line in place of an event that was erased before it was written. When that was, and what it was, is
+// not known: at is a moment near to it.
+func (m Mapper) Erased(index int64, at time.Time) ([]byte, error) {
+	o := newObject(m, index, event.Event{Time: event.NewTime(at)}, erasedRule, erasedCode)
+	o.Metadata.UID = m.Origin + "#" + strconv.FormatInt(index, 10) + "#" + erasedCode
+	o.StatusID, o.Status, o.other = statusOther, "Erased", "Erased"
+	return o.line(index)
+}
+
+// line is the object as JSON.
+func (o *object) line(index int64) ([]byte, error) {
 	o.finish()
 	var out bytes.Buffer
 	enc := json.NewEncoder(&out)
@@ -72,7 +87,7 @@ func (m Mapper) Line(index int64, e event.Event) ([]byte, error) {
 }
 
 // newObject fills in what every event has.
-func newObject(m Mapper, index int64, e event.Event, r rule) *object {
+func newObject(m Mapper, index int64, e event.Event, r rule, code string) *object {
 	c := classes[r.class]
 	at := e.Time.Time()
 	o := &object{
@@ -82,7 +97,7 @@ func newObject(m Mapper, index int64, e event.Event, r rule) *object {
 		Metadata: metadata{
 			Version: Version, Product: product{Name: "Bulla", VendorName: "Bulla project"},
 			UID:      m.Origin + "#" + strconv.FormatInt(index, 10) + "#" + e.ID.String(),
-			Sequence: index, EventCode: string(e.Body.EventType()), LogName: m.Origin, LogProvider: "bulla",
+			Sequence: index, EventCode: code, LogName: m.Origin, LogProvider: "bulla",
 			LogVersion: strconv.Itoa(event.Version), OriginalTime: e.Time.String(),
 		},
 		Unmapped: map[string]any{},

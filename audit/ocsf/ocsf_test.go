@@ -121,6 +121,9 @@ var bodies = []event.Body{
 	event.SessionsWiped{},
 	event.AttestationDemanded{},
 	event.RevisionSwept{},
+	event.SubjectErased{},
+	event.HoldPlaced{},
+	event.HoldReleased{},
 	event.RevisionStaged{},
 	event.RevisionProposed{},
 	event.ShadowStarted{},
@@ -189,7 +192,11 @@ func lines(t testing.TB) []json.RawMessage {
 			out = append(out, line)
 		}
 	}
-	return out
+	erased, err := (Mapper{Origin: testOrigin}).Erased(7, at)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append(out, erased)
 }
 
 // TestEveryTypeHasAMapping: a new type of events does not get lost on the way to a SIEM.

@@ -76,6 +76,11 @@ type rule struct {
 	message   string
 }
 
+// erasedRule is that of what takes the place of an erased event, whatever it was.
+var erasedRule = rule{apiActivity, activityOther, informational, erasedCode, "an event that was erased before it was written here"}
+
+const erasedCode = "erased"
+
 var rules = map[event.Type]rule{
 	// What was asked, and what was decided.
 	event.TypeSessionIssued:        {apiActivity, apiRead, informational, "deliver", "a secret was delivered"},
@@ -124,5 +129,8 @@ var rules = map[event.Type]rule{
 	event.TypeSessionsRevoked:     {entityManagement, entityDisable, low, "", "sessions were revoked"},
 	event.TypeSessionsWiped:       {entityManagement, entityDelete, informational, "", "an instance holds nothing of sessions any more"},
 	event.TypeRevocationOrdered:   {entityManagement, entityDisable, medium, "", "a revocation was ordered"},
+	event.TypeSubjectErased:       {entityManagement, entityDelete, medium, "", "what the record says of a principal was erased"},
+	event.TypeHoldPlaced:          {entityManagement, entityUpdate, medium, "", "a legal hold was placed"},
+	event.TypeHoldReleased:        {entityManagement, entityUpdate, medium, "", "a legal hold was released"},
 	event.TypeRevocationCompleted: {entityManagement, entityDisable, informational, "", "a revocation is complete"},
 }

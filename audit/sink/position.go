@@ -20,7 +20,7 @@ const maxPosition = 4 << 10
 const positionVersion = 1
 
 // position is how far a pump came: Next is the first index that has not been written, and Last the id of the event before
-// it, by which a log is known again.
+// it, by which a log is known again; without one that event was erased, and its id not told.
 type position struct {
 	Version int      `json:"v"`
 	Origin  string   `json:"origin"`
@@ -33,7 +33,7 @@ func parsePosition(data []byte) (position, error) {
 	var p position
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
-	if len(data) > maxPosition || dec.Decode(&p) != nil || p.Version != positionVersion || p.Next < 0 || (p.Next == 0) != p.Last.IsZero() {
+	if len(data) > maxPosition || dec.Decode(&p) != nil || p.Version != positionVersion || p.Next < 0 || p.Next == 0 && !p.Last.IsZero() {
 		return position{}, errors.New("it is damaged, or another kind of file")
 	}
 	if again, err := p.encode(); err != nil || !bytes.Equal(again, data) {

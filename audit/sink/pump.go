@@ -229,7 +229,7 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	}
 	out := page{full: len(entries) == pageSize}
 	if check {
-		if entries[0].Event.ID != at.Last {
+		if first := entries[0].Event; first.ID != at.Last && (first.Body != nil || !first.ID.IsZero()) {
 			return page{}, p.misfit(at, "the event before it is another one")
 		}
 		entries = entries[1:]
@@ -244,21 +244,45 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	last := entries[len(entries)-1]
 	out.next = position{positionVersion, p.cfg.Origin, last.Index + 1, last.Event.ID}
 	p.mu.Lock()
-	p.oldest = entries[0].Event.Time.Time()
+	p.oldest = firstTime(entries)
 	p.mu.Unlock()
 	return out, nil
 }
 
 func (p *Pump) lines(entries []Entry) ([]Line, error) {
 	mapper, out := ocsf.Mapper{Origin: p.cfg.Origin}, make([]Line, len(entries))
+	at := firstTime(entries)
 	for i, e := range entries {
-		line, err := mapper.Line(e.Index, e.Event)
+		var line []byte
+		var err error
+		if e.Event.Body == nil {
+			if !e.Event.ID.IsZero() {
+				at = e.Event.ID.Time()
+			}
+			line, err = mapper.Erased(e.Index, at)
+		} else {
+			at = e.Event.Time.Time()
+			line, err = mapper.Line(e.Index, e.Event)
+		}
 		if err != nil {
 			return nil, Final(err)
 		}
-		out[i] = Line{e.Index, e.Event.Time.Time(), line}
+		out[i] = Line{e.Index, at, line}
 	}
 	return out, nil
+}
+
+// firstTime is when the first of the entries was of which that is known: an erased one has the time of its neighbour.
+func firstTime(entries []Entry) time.Time {
+	for _, e := range entries {
+		switch {
+		case e.Event.Body != nil:
+			return e.Event.Time.Time()
+		case !e.Event.ID.IsZero():
+			return e.Event.ID.Time()
+		}
+	}
+	return time.Now()
 }
 
 // write waits for the sink, but after the end of ctx not for ever: a sink may hang in a system call.

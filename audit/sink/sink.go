@@ -24,7 +24,7 @@ var ErrPosition = errors.New("the kept position does not fit this log")
 // errAbandoned says that a sink did not answer when the pump had to stop.
 var errAbandoned = errors.New("the sink did not answer in time, and was left behind")
 
-// Entry is an event with its index in the log.
+// Entry is an event with its index in the log. One without a body was erased; its id may be known.
 type Entry struct {
 	Index int64
 	Event event.Event

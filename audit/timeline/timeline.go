@@ -69,10 +69,10 @@ func (t *Teller) Over(at time.Time) bool {
 	return at.After(end.Add(After))
 }
 
-// Add puts an event into words, if it is part of the story.
+// Add puts an event into words, if it is part of the story. One without a body was erased, and is part of none.
 func (t *Teller) Add(index int64, e event.Event) (Entry, bool) {
 	at := e.Time.Time()
-	if at.Before(t.of.Issued.Add(-Before)) || t.Over(at) {
+	if e.Body == nil || at.Before(t.of.Issued.Add(-Before)) || t.Over(at) {
 		return Entry{}, false
 	}
 	what, details := t.tell(e)

@@ -55,6 +55,8 @@ type Config struct {
 	Place Place `yaml:"place"`
 	// Export says where the events are written as OCSF lines.
 	Export Export `yaml:"export"`
+	// Retention says when the record of what is over is erased.
+	Retention Retention `yaml:"retention"`
 }
 
 // SPIFFE says where the broker's identity comes from: a Workload API, or PEM files.
@@ -94,6 +96,21 @@ type BundleServer struct {
 type Place struct {
 	MMDB string `yaml:"mmdb"`
 }
+
+// Retention erases what is over for more than Days, once an export that holds it lies verified in ExportDir. 0: never.
+type Retention struct {
+	Days      int    `yaml:"days"`
+	ExportDir string `yaml:"export_dir"`
+}
+
+func (r Retention) validate(fault func(key, format string, args ...any)) {
+	if r.Days < 0 || r.Days > maxRetentionDays || (r.Days > 0) != (r.ExportDir != "") {
+		fault("retention", "days (1 to %d) and export_dir are needed together: nothing is erased that was not exported", maxRetentionDays)
+	}
+}
+
+// maxRetentionDays is a hundred years.
+const maxRetentionDays = 36_525
 
 // Keyring says what wraps the keys at rest: exactly one of the two.
 type Keyring struct {
@@ -155,7 +172,7 @@ func Load(path string) (Config, error) {
 		files = append(files, &c.Policy.BundleKeys[i])
 	}
 	for _, p := range append(files,
-		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB,
+		&c.DataDir, &c.SPIFFE.CertFile, &c.SPIFFE.KeyFile, &c.SPIFFE.BundleFile, &c.Policy.Dir, &c.Keyring.KEKFile, &c.Log.CheckpointCopy, &c.Place.MMDB, &c.Retention.ExportDir,
 	) {
 		if *p != "" && !filepath.IsAbs(*p) {
 			*p = filepath.Join(dir, *p)
@@ -209,6 +226,7 @@ func (c Config) Validate() error {
 	validatePublish(c.Log.Publish, fault)
 	c.Log.Tiles.validate(fault)
 	c.Export.validate(fault)
+	c.Retention.validate(fault)
 	for _, id := range append(append([]string{}, c.Site.Security...), c.Site.Auditors...) {
 		if _, err := certs.ParseID(id); err != nil {
 			fault("site", "%v", err)

@@ -172,7 +172,8 @@ func (s *Server) assemble(ctx context.Context, cfg config.Config, opts Options, 
 		Places: s.places, Proxies: s.proxies, Types: cfg.PrincipalTypes, Factors: tokens, Transmitters: senders, Now: opts.Now, Log: opts.Log,
 		HoldShare: cfg.Policy.HoldSharePercent, HoldMinimum: cfg.Policy.HoldMinimum,
 		Witnessed: s.outward.witnessed, Collectors: append(s.outward.collectors(), s.exportCollectors()...),
-		Outward: func() []broker.Check { return append(s.outward.checks(), s.exportChecks()...) },
+		Outward:   func() []broker.Check { return append(s.outward.checks(), s.exportChecks()...) },
+		Retention: broker.Retention{Age: time.Duration(cfg.Retention.Days) * 24 * time.Hour, ExportDir: cfg.Retention.ExportDir},
 	})
 	if errors.Is(err, policy.ErrRefused) {
 		return fmt.Errorf("%w\nthe active revision does not pass the checks of this version: put another in its place with `bulla server activate`", err)

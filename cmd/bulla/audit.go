@@ -20,12 +20,12 @@ import (
 const maxKeyFile = 4 << 10
 
 func newAuditCommand(a *app) *cobra.Command {
-	return group("audit", "Question, follow, export and verify the record",
+	return group("audit", "Question, follow, export, verify and erase the record",
 		"The broker records every decision and every change as an event, and commits to the events in a Merkle\n"+
 			"log with signed checkpoints. An export can be verified by anybody, without the broker.",
 		"  bulla audit export --out export/\n  bulla audit verify export/ --key log.pub",
 		newAuditVerifyCommand(a), newAuditVerifyProofCommand(a), newAuditCheckpointCommand(a), newAuditTailCommand(a), newAuditExportCommand(a), newAuditRebuildCommand(a),
-		newAuditQueryCommand(a), newAuditBlastCommand(a))
+		newAuditQueryCommand(a), newAuditBlastCommand(a), newAuditEraseCommand(a), newAuditHoldCommand(a))
 }
 
 func newAuditVerifyCommand(a *app) *cobra.Command {
@@ -121,8 +121,17 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string, witne
 			{Name: "root", Value: report.Root},
 			{Name: "read", Value: fmt.Sprintf("%d files, %d bytes", report.Files, report.Bytes)},
 			{Name: "manifest", Value: report.ManifestSHA256.String()},
+			{Name: "erased", Value: erasedOf(report.Erased)},
 		})
 	})
+}
+
+// erasedOf says how many entries can't be read any more; "" for none.
+func erasedOf(n int64) string {
+	if n == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%d entries, each by an event of the log that says so", n)
 }
 
 func newAuditExportCommand(a *app) *cobra.Command {

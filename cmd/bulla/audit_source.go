@@ -49,7 +49,10 @@ func (s *tailSource) Next(ctx context.Context, from int64, most int) ([]sink.Ent
 	}
 	out := make([]sink.Entry, 0, most)
 	for e := first; ; {
-		decoded, err := event.Decode(e.GetEvent())
+		decoded, err := event.Event{}, error(nil)
+		if e.GetErased() == 0 {
+			decoded, err = event.Decode(e.GetEvent())
+		}
 		if err != nil {
 			return nil, sink.Final(fmt.Errorf("event %d of the broker can't be read: %w: is this program older than the broker?", e.GetIndex(), err))
 		}

@@ -117,6 +117,13 @@ func (s *exportSource) Records(_ context.Context, from int64, limit int) ([]audi
 // parseRecord takes a record as it came over the wire.
 func parseRecord(r *bullav1.AuditRecord) (audit.Record, error) {
 	out := audit.Record{Index: r.GetIndex(), Encoding: r.GetEncoding()}
+	if r.GetErased() != 0 {
+		leaf, err := event.ParseLeaf(r.GetLeaf())
+		if err != nil {
+			return out, fmt.Errorf("%w: event %d, which was erased: %w", client.ErrVerification, r.GetIndex(), err)
+		}
+		return audit.Record{Index: r.GetIndex(), Erased: r.GetErased(), Left: leaf}, nil
+	}
 	if len(r.GetEventSalt()) != len(event.Salt{}) || len(r.GetReplySalt()) != len(event.Salt{}) {
 		return out, fmt.Errorf("%w: event %d came with salts of a wrong length", client.ErrVerification, r.GetIndex())
 	}

@@ -97,6 +97,9 @@ type eventJSON struct {
 }
 
 func (a *app) printEvent(e *bullav1.AuditEvent) error {
+	if e.GetErased() != 0 {
+		return a.printErasedEvent(e)
+	}
 	decoded, err := event.Decode(e.GetEvent())
 	if err != nil {
 		return status.Errorf(codes.Internal, "event %d of the broker can't be read: %v", e.GetIndex(), err)
@@ -111,6 +114,20 @@ func (a *app) printEvent(e *bullav1.AuditEvent) error {
 	line := fmt.Sprintf("%6d  %s  %-20s  %s  %s", e.GetIndex(), decoded.Time.Time().UTC().Format("2006-01-02T15:04:05Z"),
 		show.Text(string(decoded.Body.EventType())), show.Text(who), show.Text(about(decoded.Body)))
 	_, err = fmt.Fprintln(a.stdout, strings.TrimRight(line, " "))
+	return err
+}
+
+// erasedJSON is an event that was erased, in JSON.
+type erasedJSON struct {
+	Index  int64 `json:"index"`
+	Erased int64 `json:"erased"` // index of the event that says so
+}
+
+func (a *app) printErasedEvent(e *bullav1.AuditEvent) error {
+	if a.json() {
+		return show.JSONLine(a.stdout, erasedJSON{e.GetIndex(), e.GetErased()})
+	}
+	_, err := fmt.Fprintf(a.stdout, "%6d  %-20s  %-20s  -  by event %d\n", e.GetIndex(), "-", "erased", e.GetErased())
 	return err
 }
 
@@ -234,6 +251,12 @@ func aboutSystem(body event.Body) string {
 		return fmt.Sprintf("%d times: %s", b.Count, b.Limit)
 	case event.RequestRefused:
 		return b.Check + " " + b.Method
+	case event.SubjectErased:
+		return fmt.Sprintf("%d events from %d to %d: %s", len(b.Indexes), b.Indexes[0], b.Indexes[len(b.Indexes)-1], b.Reason)
+	case event.HoldPlaced:
+		return strings.TrimSpace(b.Selector+" "+b.Value) + ": " + b.Reason
+	case event.HoldReleased:
+		return strings.TrimSpace(b.Selector+" "+b.Value) + ": " + b.Reason
 	}
 	return ""
 }

@@ -109,6 +109,12 @@ func tailed(ctx context.Context, conn *grpc.ClientConn, alive func()) iter.Seq2[
 				return
 			}
 			alive()
+			if e.GetErased() != 0 {
+				if !yield(indexed{e.GetIndex(), event.Event{}}, nil) {
+					return
+				}
+				continue
+			}
 			decoded, err := event.Decode(e.GetEvent())
 			if err != nil {
 				err = status.Errorf(codes.Internal, "event %d of the broker can't be read: %v", e.GetIndex(), err)
@@ -157,13 +163,17 @@ func decided(
 	events iter.Seq2[indexed, error], reader *decisions.Reader, since time.Time, keep func(replay.Recorded) bool,
 ) iter.Seq2[replay.Recorded, error] {
 	return func(yield func(replay.Recorded, error) bool) {
+		var at time.Time // of an erased event, the one before it
 		for e, err := range events {
 			if err != nil {
 				yield(replay.Recorded{}, err)
 				return
 			}
+			if e.event.Body != nil {
+				at = e.event.Time.Time()
+			}
 			found := reader.Add(e.index, e.event)
-			if e.event.Time.Time().Before(since) {
+			if at.Before(since) {
 				continue
 			}
 			for _, d := range found {

@@ -63,6 +63,7 @@ type sessionDetails struct {
 	Ahead          uint32  `json:"ahead"`
 	Standing       string  `json:"standing"` // who has noticed a revocation: confirmed, not yet, offline; "" otherwise
 	WipedAt        *string `json:"wiped_at"`
+	Erased         *int64  `json:"erased"` // index of the event that erased it; null: it was not
 }
 
 func newSessionDetails(s *bullav1.Session) sessionDetails {
@@ -71,6 +72,9 @@ func newSessionDetails(s *bullav1.Session) sessionDetails {
 		Device: s.GetDevice(), Suite: s.GetSuite(), EnvelopeDigest: s.GetEnvelopeDigest(), PolicyDigest: s.GetRevision(),
 		Offline: s.GetOffline(), Ahead: s.GetAhead(),
 		Standing: s.GetStanding(), WipedAt: momentOrNull(s.GetWipedAt()),
+	}
+	if at := s.GetErased(); at != 0 {
+		d.Erased = &at
 	}
 	if n := s.GetUses(); n > 0 {
 		d.Uses = &n
@@ -100,6 +104,13 @@ func (a *app) printSession(s *bullav1.Session) error {
 
 // sessionFields are what a person is told of a session.
 func sessionFields(s *bullav1.Session) []show.Field {
+	if at := s.GetErased(); at != 0 {
+		return []show.Field{
+			{Name: "session", Value: s.GetId()},
+			{Name: "state", Value: s.GetState()},
+			{Name: "erased", Value: fmt.Sprintf("by event %d", at)},
+		}
+	}
 	return []show.Field{
 		{Name: "session", Value: s.GetId()},
 		{Name: "state", Value: s.GetState()},

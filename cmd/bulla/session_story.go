@@ -65,15 +65,20 @@ func newEntryJSON(e timeline.Entry) entryJSON {
 type storyAnswer struct {
 	sessionDetails
 	Timeline []entryJSON `json:"timeline"`
+	// ErasedBeside is how many events of the session's time are erased, whoever's they were.
+	ErasedBeside int `json:"erased_beside"`
 }
 
 // sessionStory asks the broker for a session and for the events of its story.
 func (a *app) sessionStory(c *cobra.Command, id string) error {
 	var s *bullav1.Session
-	story := []entryJSON{}
+	story, erased := []entryJSON{}, 0
 	err := a.withStream(c, a.timeout, func(ctx context.Context, conn *grpc.ClientConn, alive func()) (err error) {
 		if s, err = bullav1.NewSessionsClient(conn).GetSession(ctx, &bullav1.GetSessionRequest{Id: id}); err != nil {
 			return err
+		}
+		if s.GetErased() != 0 { // there is no story any more
+			return nil
 		}
 		stream, err := bullav1.NewStoriesClient(conn).TellSession(ctx, &bullav1.TellSessionRequest{Id: id})
 		if err != nil {
@@ -89,6 +94,10 @@ func (a *app) sessionStory(c *cobra.Command, id string) error {
 				return err
 			}
 			alive()
+			if e.GetErased() != 0 {
+				erased++
+				continue
+			}
 			decoded, err := event.Decode(e.GetEvent())
 			if err != nil {
 				return fmt.Errorf("%w: event %d: %w", client.ErrVerification, e.GetIndex(), err)
@@ -102,11 +111,11 @@ func (a *app) sessionStory(c *cobra.Command, id string) error {
 	if err != nil {
 		return fmt.Errorf("show session %s: %w", id, err)
 	}
-	return a.print(storyAnswer{newSessionDetails(s), story}, func(w io.Writer) error {
+	return a.print(storyAnswer{newSessionDetails(s), story, erased}, func(w io.Writer) error {
 		if err := show.Fields(w, sessionFields(s)); err != nil {
 			return err
 		}
-		return storyText(w, story)
+		return storyText(w, story, erased)
 	})
 }
 
@@ -124,15 +133,21 @@ func subjectOf(s *bullav1.Session) timeline.Subject {
 // exportedStory tells a session's story from an export: once through it for the delivery, and once for the rest.
 func (a *app) exportedStory(c *cobra.Command, f recordFlags, id string) error {
 	var subject timeline.Subject
-	story := []entryJSON{}
+	story, erased := []entryJSON{}, 0
 	err := a.withRecord(c, f, func(_ context.Context, rec record) error {
 		for e, err := range rec.events {
 			if err != nil {
 				return err
 			}
+			if e.event.Body == nil {
+				erased++
+			}
 			if b, ok := e.event.Body.(event.SessionIssued); ok && b.Session.String() == id {
 				subject = timeline.SubjectOf(e.event, b)
 			}
+		}
+		if subject.Session.IsZero() && erased > 0 {
+			return fmt.Errorf("%w: the export has no session %q that can be read: %d of its events are erased", client.ErrNotFound, id, erased)
 		}
 		if subject.Session.IsZero() {
 			return fmt.Errorf("%w: the export has no session %q", client.ErrNotFound, id)
@@ -154,12 +169,16 @@ func (a *app) exportedStory(c *cobra.Command, f recordFlags, id string) error {
 	answer := struct {
 		ID       string      `json:"id"`
 		Timeline []entryJSON `json:"timeline"`
-	}{id, story}
-	return a.print(answer, func(w io.Writer) error { return storyText(w, story) })
+		Erased   int         `json:"erased_beside"`
+	}{id, story, erased}
+	return a.print(answer, func(w io.Writer) error { return storyText(w, story, erased) })
 }
 
-func storyText(w io.Writer, story []entryJSON) error {
+func storyText(w io.Writer, story []entryJSON, erased int) error {
 	p := &printer{w: w}
+	if erased > 0 {
+		p.line("\n%d events beside it are erased: what they said, and of whom, is not known", erased)
+	}
 	for _, e := range story {
 		at, _ := time.Parse(time.RFC3339, e.Time) // it was written like that
 		p.line("\n%s  %s", at.Format("2006-01-02 15:04:05.000"), e.What)

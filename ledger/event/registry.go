@@ -50,6 +50,9 @@ var bodies = []Body{
 	ShadowDiffered{},
 	ShadowEnded{},
 	TrustObserved{},
+	SubjectErased{},
+	HoldPlaced{},
+	HoldReleased{},
 }
 
 var registry = func() map[Type]reflect.Type {

@@ -26,7 +26,7 @@ func (s *Store) Append(ctx context.Context, records []ledger.Record) ([]ledger.O
 	b := &batch{
 		w: s.w, rows: map[ledger.RowKey]ledger.Row{}, sessions: map[ledger.RowKey]session.Session{}, created: map[ledger.RowKey]int64{},
 		ids: map[event.ID]struct{}{}, counters: map[counter]ledgerCount{},
-		subjects: map[string][]byte{}, blobs: map[string]*ledger.Blob{},
+		subjects: map[string][]byte{}, blobs: map[string]*ledger.Blob{}, destroyed: map[string]struct{}{},
 	}
 	outcomes := make([]ledger.Outcome, len(records))
 	err := s.w.transact("append", func() error {
@@ -54,7 +54,13 @@ func (s *Store) Append(ctx context.Context, records []ledger.Record) ([]ledger.O
 	for name, wrapped := range b.subjects {
 		s.w.rememberSubject(name, wrapped)
 	}
+	for name := range b.destroyed {
+		delete(s.w.subjects, name)
+	}
 	s.checkpoints.written()
+	if len(b.destroyed) > 0 {
+		s.checkpoints.scrub()
+	}
 	return outcomes, nil
 }
 
@@ -100,6 +106,8 @@ type batch struct {
 	counters map[counter]ledgerCount
 	subjects map[string][]byte
 	blobs    map[string]*ledger.Blob // nil: it is dropped
+
+	destroyed map[string]struct{} // keys
 }
 
 type acceptedEvent struct {
@@ -188,6 +196,9 @@ func (b *batch) demands(r *ledger.Record) error {
 			return fmt.Errorf("%w: blob %q is there already, with another digest", ledger.ErrTransition, r.Blob.Key)
 		}
 	}
+	if err := b.erasure(r); err != nil {
+		return err
+	}
 	return b.subject(r)
 }
 
@@ -222,6 +233,9 @@ func (b *batch) subject(r *ledger.Record) error {
 	if r.Subject == "" {
 		return nil
 	}
+	if _, gone := b.destroyed[r.Subject]; gone {
+		return fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
+	}
 	wrapped, ok := b.subjects[r.Subject]
 	if !ok {
 		var err error
@@ -232,7 +246,14 @@ func (b *batch) subject(r *ledger.Record) error {
 	if wrapped == nil && r.NewSubject == nil || wrapped != nil && r.NewSubject != nil && !bytes.Equal(wrapped, r.NewSubject) {
 		return fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
 	}
-	return nil
+	if wrapped != nil {
+		return nil
+	}
+	was, err := b.row(ledger.RowKey{Kind: ledger.KindErasure, Key: r.Subject})
+	if err == nil && was.Seq != 0 {
+		err = fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
+	}
+	return err
 }
 
 func (b *batch) requestTaken(r *ledger.Record) (bool, error) {
@@ -271,6 +292,11 @@ func (b *batch) accept(r *ledger.Record, tx *recordTx) error {
 	}
 	if r.Blob != nil {
 		b.blobs[r.Blob.Key] = r.Blob
+	}
+	if e, ok := r.Event.Body.(event.SubjectErased); ok {
+		b.destroyed[e.Key] = struct{}{}
+		delete(b.subjects, e.Key)
+		delete(b.w.subjects, e.Key)
 	}
 	for _, key := range tx.drops {
 		b.blobs[key] = nil
@@ -340,6 +366,9 @@ func (b *batch) flush() error {
 
 func (b *batch) flushEvent(index int64, r *ledger.Record) error {
 	_, err := b.w.exec(sqlEvent, index, r.Event.ID[:], r.Leaf.Bytes(), r.Subject, r.Body)
+	if e, ok := r.Event.Body.(event.SubjectErased); ok && err == nil {
+		err = b.flushErasure(e)
+	}
 	return err
 }
 
@@ -353,6 +382,10 @@ func notNull(b []byte) []byte {
 
 func (b *batch) flushRow(row ledger.Row) error {
 	s, ok := b.sessions[row.RowKey]
+	if row.Seq == 0 {
+		_, err := b.w.exec(sqlDropState, string(row.Kind), row.Key)
+		return err
+	}
 	if !ok {
 		_, err := b.w.exec(sqlPutState, string(row.Kind), row.Key, row.Seq, row.Value)
 		return err
@@ -364,7 +397,9 @@ func (b *batch) flushRow(row ledger.Row) error {
 	}
 	var n int64
 	var err error
-	if known, ok := b.w.times[row.Key]; ok && known == c.times {
+	if s.Erased != 0 {
+		n, err = b.w.exec(sqlEraseSession, row.Seq, c.state, row.Value, row.Key)
+	} else if known, ok := b.w.times[row.Key]; ok && known == c.times {
 		n, err = b.w.exec(sqlMoveSession, row.Seq, c.state, row.Value, row.Key)
 	} else {
 		n, err = b.w.exec(sqlUpdateSession, row.Seq, c.state, c.due, c.receiptDue, row.Value, row.Key)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/bulla-project/bulla/ledger"
 )
@@ -15,6 +16,8 @@ const (
 	checkpointAfter = 2000
 	// lookEvery is after how many batches they are counted.
 	lookEvery = 16
+	// scrubEvery is how long to wait for snapshots that keep pages in the write-ahead log.
+	scrubEvery = 100 * time.Millisecond
 )
 
 // checkpointer copies the write-ahead log into the database file, beside the commits: the first pass does
@@ -23,6 +26,7 @@ const (
 type checkpointer struct {
 	s    *Store
 	wake chan struct{} // one slot
+	wipe chan struct{} // one slot
 	quit chan struct{}
 	done sync.WaitGroup
 
@@ -30,7 +34,8 @@ type checkpointer struct {
 }
 
 func startCheckpoints(s *Store) *checkpointer {
-	c := &checkpointer{s: s, wake: make(chan struct{}, 1), quit: make(chan struct{})}
+	c := &checkpointer{s: s, wake: make(chan struct{}, 1), wipe: make(chan struct{}, 1), quit: make(chan struct{})}
+	c.scrub() // what an earlier process may have been stopped in
 	c.done.Go(c.run)
 	return c
 }
@@ -63,8 +68,53 @@ func (c *checkpointer) run() {
 			return
 		case <-c.wake:
 			c.pass()
+		case <-c.wipe:
+			for !c.truncate() {
+				retry := time.NewTimer(scrubEvery)
+				select {
+				case <-c.quit:
+					retry.Stop()
+					return
+				case <-retry.C:
+				}
+			}
 		}
 	}
+}
+
+// scrub asks for the write-ahead log to be emptied: pages of it may hold what was erased.
+func (c *checkpointer) scrub() {
+	select {
+	case c.wipe <- struct{}{}:
+	default:
+	}
+}
+
+// truncate empties the write-ahead log, and reports whether there is nothing more to do. It does not wait for snapshots
+// that are open.
+func (c *checkpointer) truncate() bool {
+	c.pass()
+	c.s.write.Lock()
+	defer c.s.write.Unlock()
+	if c.s.closed {
+		return true // closing the last connection takes the log away
+	}
+	if c.s.usable() != nil {
+		return false
+	}
+	// Commits wait meanwhile, so it must not wait for snapshots.
+	_, err := c.s.w.conn.ExecContext(context.Background(), "PRAGMA busy_timeout(0)")
+	var busy, log, moved int
+	if err == nil {
+		_, err = c.s.w.scan(sqlTruncate, nil, &busy, &log, &moved)
+	}
+	if _, restore := c.s.w.conn.ExecContext(context.Background(), "PRAGMA "+busyTimeout); err == nil {
+		err = restore
+	}
+	if err != nil && !harmless(err) {
+		c.s.broken = fmt.Errorf("checkpoint: %w: %w", ledger.ErrBroken, err)
+	}
+	return err == nil && busy == 0 && log == 0
 }
 
 func (c *checkpointer) pass() {

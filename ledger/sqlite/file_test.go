@@ -132,8 +132,8 @@ func TestAbuse_A50_edited_rows(t *testing.T) {
 		"tail cut":          {`DELETE FROM events WHERE idx = (SELECT max(idx) FROM events)`, "session"},
 		"all cut":           {`DELETE FROM events`, "session"},
 		"swapped":           {`UPDATE events SET idx = 100 WHERE idx = 7; UPDATE events SET idx = 7 WHERE idx = 8; UPDATE events SET idx = 8 WHERE idx = 100`, "session"},
-		"subject key":       {`UPDATE subjects SET wrapped = (SELECT wrapped FROM subjects WHERE name LIKE '%operator') WHERE name LIKE '%workload'`, "event 5"},
-		"subject key gone":  {`DELETE FROM subjects WHERE name LIKE '%operator'`, "event 2"},
+		"subject key":       {`UPDATE subjects SET wrapped = (SELECT wrapped FROM subjects WHERE name LIKE '%operator#%') WHERE name LIKE '%workload#%'`, "event 5"},
+		"subject key gone":  {`DELETE FROM subjects WHERE name LIKE '%operator#%'`, "event 10"},
 		"nothing (control)": {`DELETE FROM probe`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -27,6 +27,7 @@ CREATE TABLE states (
 	value BLOB NOT NULL,
 	PRIMARY KEY (kind, key)
 ) STRICT, WITHOUT ROWID;
+CREATE INDEX states_denial ON states (seq) WHERE kind = 'denial';
 CREATE TABLE sessions (
 	idx         INTEGER PRIMARY KEY,
 	id          TEXT NOT NULL UNIQUE,

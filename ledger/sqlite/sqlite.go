@@ -43,6 +43,9 @@ var (
 // take one or two and leave much of them empty, and what a commit costs is the pages that it writes, twice.
 const pageSize = "page_size(8192)"
 
+// busyTimeout is how long a statement waits for another connection, in milliseconds.
+const busyTimeout = "busy_timeout(5000)"
+
 // readers is how many snapshots can be open at a time; more wait.
 const readers = 8
 
@@ -174,7 +177,7 @@ func (s *Store) swapReader(r *reader) error {
 
 // connect returns a pool of connections to the file, each with the pragmas given.
 func connect(path string, pragmas ...string) (*sql.DB, error) {
-	query := url.Values{"_pragma": append([]string{"busy_timeout(5000)", "foreign_keys(0)", "trusted_schema(0)"}, pragmas...)}
+	query := url.Values{"_pragma": append([]string{busyTimeout, "foreign_keys(0)", "trusted_schema(0)"}, pragmas...)}
 	connector, err := sqlite.NewConnector((&url.URL{Scheme: "file", Path: path, RawQuery: query.Encode()}).String())
 	if err != nil {
 		return nil, err

@@ -30,6 +30,12 @@ const (
 	sqlNewSession    = "INSERT INTO sessions (idx, id, seq, principal, secret, device, state, due, receipt_due, value) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 	sqlUpdateSession = "UPDATE sessions SET seq = ?, state = ?, due = ?, receipt_due = ?, value = ? WHERE id = ?"
 	sqlMoveSession   = "UPDATE sessions SET seq = ?, state = ?, value = ? WHERE id = ?" // no index: due and receipt_due stay
+	sqlEraseSession  = "UPDATE sessions SET seq = ?, principal = '', secret = '', device = '', state = ?, due = NULL, receipt_due = NULL, value = ? WHERE id = ?"
+	sqlDropState     = "DELETE FROM states WHERE kind = ? AND key = ?"
+	sqlDropSubject   = "DELETE FROM subjects WHERE name = ?"
+	sqlDropRequest   = "DELETE FROM requests WHERE idx = ?"
+	sqlDropDenial    = "DELETE FROM states WHERE kind = 'denial' AND seq = ?" // by its own index
+	sqlUnderKey      = "SELECT 1 FROM events WHERE idx >= ? AND subject = ? LIMIT 1"
 	sqlHasRequest    = "SELECT 1 FROM requests WHERE key = ?"
 	sqlPutRequest    = "INSERT INTO requests (idx, key, owner, reply, expires, session) VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (key) DO NOTHING"
 	sqlCounter       = "SELECT count FROM counters WHERE key = ? AND start = ?"
@@ -43,6 +49,7 @@ const (
 	sqlSweepCounters = "DELETE FROM counters WHERE (key, start) IN (SELECT key, start FROM counters WHERE expires < ? ORDER BY expires LIMIT ?)"
 	sqlProbe         = "INSERT INTO probe (id, room) VALUES (1, zeroblob(?)) ON CONFLICT (id) DO UPDATE SET room = excluded.room"
 	sqlCheckpoint    = "PRAGMA wal_checkpoint(PASSIVE)"
+	sqlTruncate      = "PRAGMA wal_checkpoint(TRUNCATE)"
 	sqlCount         = "PRAGMA wal_checkpoint(NOOP)" // pages in the log, and how many of them are in the file
 	sqlBegin         = "BEGIN IMMEDIATE"
 	sqlCommit        = "COMMIT"
@@ -111,7 +118,8 @@ func openWriter(ctx context.Context, path string) (_ *writer, err error) {
 	for _, text := range []string{
 		sqlSize, sqlEvent, sqlState, sqlPutState, sqlNewest, sqlSession, sqlNewSession, sqlUpdateSession, sqlMoveSession, sqlHasRequest, sqlPutRequest,
 		sqlCounter, sqlPutCounter, sqlSubject, sqlPutSubject, sqlBlobDigest, sqlPutBlob, sqlDropBlob, sqlSweepRequests, sqlSweepCounters,
-		sqlProbe, sqlCheckpoint, sqlCount, sqlBegin, sqlCommit, sqlRollback,
+		sqlEraseSession, sqlDropState, sqlDropSubject, sqlDropRequest, sqlDropDenial, sqlUnderKey,
+		sqlProbe, sqlCheckpoint, sqlTruncate, sqlCount, sqlBegin, sqlCommit, sqlRollback,
 	} {
 		if w.stmts[text], err = w.conn.PrepareContext(ctx, text); err != nil {
 			return nil, err

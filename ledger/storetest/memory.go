@@ -115,7 +115,7 @@ func (t *memoryTx) Get(key ledger.RowKey) (ledger.Row, error) {
 	if !ok {
 		row, ok = t.memoryState.rows[key]
 	}
-	if !ok {
+	if !ok || row.Seq == 0 {
 		return row, ledger.ErrNotFound
 	}
 	return row, nil
@@ -167,13 +167,60 @@ func (t *memoryTx) check(r *ledger.Record) error {
 	if old, ok := t.subjects[r.Subject]; r.Subject != "" && (!ok && r.NewSubject == nil || ok && r.NewSubject != nil && !bytes.Equal(old, r.NewSubject)) {
 		return fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
 	}
+	if _, destroyed := t.memoryState.rows[ledger.RowKey{Kind: ledger.KindErasure, Key: r.Subject}]; destroyed {
+		return fmt.Errorf("subject %q: %w", r.Subject, ledger.ErrSubjectKey)
+	}
+	if err := t.checkErasure(r); err != nil {
+		return err
+	}
 	return ledger.Project(t, int64(len(t.events)), r.Event)
+}
+
+func (t *memoryTx) checkErasure(r *ledger.Record) error {
+	b, ok := r.Event.Body.(event.SubjectErased)
+	if !ok {
+		return nil
+	}
+	if _, ok := t.subjects[b.Key]; !ok {
+		return fmt.Errorf("%w: there is no key %q", ledger.ErrPrecondition, b.Key)
+	}
+	for _, e := range t.events[min(max(b.Seen, 0), int64(len(t.events))):] {
+		if e.Subject == b.Key {
+			return fmt.Errorf("%w: event %d lies under key %q", ledger.ErrPrecondition, e.Index, b.Key)
+		}
+	}
+	return nil
+}
+
+// erase takes away what an erasure takes away beside what it projects.
+func (t *memoryTx) erase(b event.SubjectErased) {
+	delete(t.subjects, b.Key)
+	for _, s := range b.Sessions {
+		delete(t.blobs, ledger.RoundBlob(s.Session))
+	}
+	for key, row := range t.memoryState.rows {
+		if key.Kind == ledger.KindDenial && slices.Contains(b.Indexes, row.Seq-1) {
+			delete(t.memoryState.rows, key)
+		}
+	}
+	for key, r := range t.requests {
+		if slices.Contains(b.Indexes, r.Index) {
+			delete(t.requests, key)
+		}
+	}
 }
 
 // keep writes what was checked and returns the event's index.
 func (t *memoryTx) keep(r *ledger.Record) int64 {
 	index := int64(len(t.events))
-	maps.Copy(t.memoryState.rows, t.rows)
+	for key, row := range t.rows {
+		if t.memoryState.rows[key] = row; row.Seq == 0 {
+			delete(t.memoryState.rows, key)
+		}
+	}
+	if b, ok := r.Event.Body.(event.SubjectErased); ok {
+		t.erase(b)
+	}
 	for id, s := range t.sessions {
 		old, ok := t.memoryState.sessions[id]
 		if !ok {

@@ -22,6 +22,7 @@ func Run(t *testing.T, open func(t testing.TB) ledger.Store) {
 		"RefusedLeavesNothing": (*suite).refused, "SessionQueries": (*suite).queries, "SnapshotStays": (*suite).snapshot,
 		"EventIDsOnce": (*suite).eventIDs, "RecoverKeepsAll": (*suite).recovers, "Listing": (*suite).listing, "Closed": (*suite).closed,
 		"Questions": (*suite).questions,
+		"Erasures":  (*suite).erasures,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(&suite{t, open(t)})

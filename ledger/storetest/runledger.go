@@ -23,6 +23,7 @@ func RunLedger(t *testing.T, open func(t testing.TB) ledger.Store) {
 		"TestAbuse_A27_faults": abuseA27, "TestAbuse_A27_disk_full": abuseA27Full,
 		"TestAbuse_A33_many_expire": abuseA33, "TestAbuse_A46_moved_on": abuseA46, "TestAbuse_A47_limit": abuseA47,
 		"TestAbuse_A51_no_event_lost": abuseA51,
+		"Erases":                      erases, "ErasesAtRandom": erasesWalk, "ErasesUnderLoad": erasesUnderLoad,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}

@@ -91,7 +91,7 @@ func TestQuestionsAgainstModel(t *testing.T) {
 	} {
 		x.compareBlast(m, about)
 	}
-	r.Check()
+	r.CheckRows() // its decisions are made up
 }
 
 func (x *asked) readRevision() {

@@ -33,6 +33,7 @@ type Parts struct {
 	Store     func(ledger.Store) ledger.Store // wraps the store
 	Verifiers []attest.Verifier               // instead of none
 	Watchers  int                             // of one principal; 0: the default
+	Retention broker.Retention
 }
 
 // Assembled is a broker that a test put together from the same parts as package server does, so that some of
@@ -122,7 +123,7 @@ func (a *Assembled) open(ctx context.Context, parts Parts) (closing []func() err
 	a.Broker, err = broker.New(ctx, broker.Config{
 		Source: source, Ledger: a.Ledger, Ring: ring, Engine: engine, Tree: a.Tree, Signer: signer, Verifiers: parts.Verifiers,
 		Invariants: policy.Invariants{Security: a.Config.Site.Security, Auditors: a.Config.Site.Auditors}, Now: a.cfg.Now, Log: log,
-		Watchers: parts.Watchers,
+		Watchers: parts.Watchers, Retention: parts.Retention,
 	})
 	return closing, err
 }

@@ -499,6 +499,7 @@ type Session struct {
 	Standing      string                 `protobuf:"bytes,22,opt,name=standing,proto3" json:"standing,omitempty"`
 	WipedAt       *timestamppb.Timestamp `protobuf:"bytes,23,opt,name=wiped_at,json=wipedAt,proto3" json:"wiped_at,omitempty"`
 	Approval      string                 `protobuf:"bytes,24,opt,name=approval,proto3" json:"approval,omitempty"` // round of approvals that it consumed; empty: none
+	Erased        int64                  `protobuf:"varint,25,opt,name=erased,proto3" json:"erased,omitempty"`    // index of the event that erased it: id and state are all that is left. 0: it was not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -699,6 +700,13 @@ func (x *Session) GetApproval() string {
 		return x.Approval
 	}
 	return ""
+}
+
+func (x *Session) GetErased() int64 {
+	if x != nil {
+		return x.Erased
+	}
+	return 0
 }
 
 type GetSessionRequest struct {
@@ -1812,7 +1820,8 @@ func (x *TailRequest) GetFollow() bool {
 type AuditEvent struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Index         int64                  `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
-	Event         []byte                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"` // canonical encoding
+	Event         []byte                 `protobuf:"bytes,2,opt,name=event,proto3" json:"event,omitempty"`    // canonical encoding; empty: it was erased
+	Erased        int64                  `protobuf:"varint,3,opt,name=erased,proto3" json:"erased,omitempty"` // index of the event that erased it; 0: it was not
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1859,6 +1868,13 @@ func (x *AuditEvent) GetEvent() []byte {
 		return x.Event
 	}
 	return nil
+}
+
+func (x *AuditEvent) GetErased() int64 {
+	if x != nil {
+		return x.Erased
+	}
+	return 0
 }
 
 type ExportRequest struct {
@@ -1973,7 +1989,9 @@ type AuditRecord struct {
 	Encoding      []byte                 `protobuf:"bytes,2,opt,name=encoding,proto3" json:"encoding,omitempty"`
 	EventSalt     []byte                 `protobuf:"bytes,3,opt,name=event_salt,json=eventSalt,proto3" json:"event_salt,omitempty"`
 	ReplySalt     []byte                 `protobuf:"bytes,4,opt,name=reply_salt,json=replySalt,proto3" json:"reply_salt,omitempty"`
-	Reply         []byte                 `protobuf:"bytes,5,opt,name=reply,proto3" json:"reply,omitempty"` // digest that the client got; empty: none
+	Reply         []byte                 `protobuf:"bytes,5,opt,name=reply,proto3" json:"reply,omitempty"`    // digest that the client got; empty: none
+	Erased        int64                  `protobuf:"varint,6,opt,name=erased,proto3" json:"erased,omitempty"` // index of the event that erased it, or 0; then index and leaf are all there is
+	Leaf          []byte                 `protobuf:"bytes,7,opt,name=leaf,proto3" json:"leaf,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2039,6 +2057,20 @@ func (x *AuditRecord) GetReplySalt() []byte {
 func (x *AuditRecord) GetReply() []byte {
 	if x != nil {
 		return x.Reply
+	}
+	return nil
+}
+
+func (x *AuditRecord) GetErased() int64 {
+	if x != nil {
+		return x.Erased
+	}
+	return 0
+}
+
+func (x *AuditRecord) GetLeaf() []byte {
+	if x != nil {
+		return x.Leaf
 	}
 	return nil
 }
@@ -2453,7 +2485,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05limit\x18\x03 \x01(\rR\x05limit\"Z\n" +
 	"\x10ListSecretsReply\x122\n" +
 	"\asecrets\x18\x01 \x03(\v2\x18.bulla.v1.SecretMetadataR\asecrets\x12\x12\n" +
-	"\x04next\x18\x02 \x01(\tR\x04next\"\xa8\x06\n" +
+	"\x04next\x18\x02 \x01(\tR\x04next\"\xc0\x06\n" +
 	"\aSession\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x14\n" +
 	"\x05state\x18\x02 \x01(\tR\x05state\x12\x1c\n" +
@@ -2481,7 +2513,8 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x05ahead\x18\x15 \x01(\rR\x05ahead\x12\x1a\n" +
 	"\bstanding\x18\x16 \x01(\tR\bstanding\x125\n" +
 	"\bwiped_at\x18\x17 \x01(\v2\x1a.google.protobuf.TimestampR\awipedAt\x12\x1a\n" +
-	"\bapproval\x18\x18 \x01(\tR\bapproval\"#\n" +
+	"\bapproval\x18\x18 \x01(\tR\bapproval\x12\x16\n" +
+	"\x06erased\x18\x19 \x01(\x03R\x06erased\"#\n" +
 	"\x11GetSessionRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xa9\x01\n" +
 	"\x13ListSessionsRequest\x12\x1c\n" +
@@ -2558,11 +2591,12 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\trevisions\x18\x01 \x03(\v2\x12.bulla.v1.RevisionR\trevisions\"9\n" +
 	"\vTailRequest\x12\x12\n" +
 	"\x04from\x18\x01 \x01(\x03R\x04from\x12\x16\n" +
-	"\x06follow\x18\x02 \x01(\bR\x06follow\"8\n" +
+	"\x06follow\x18\x02 \x01(\bR\x06follow\"P\n" +
 	"\n" +
 	"AuditEvent\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x14\n" +
-	"\x05event\x18\x02 \x01(\fR\x05event\"\x0f\n" +
+	"\x05event\x18\x02 \x01(\fR\x05event\x12\x16\n" +
+	"\x06erased\x18\x03 \x01(\x03R\x06erased\"\x0f\n" +
 	"\rExportRequest\"\x94\x01\n" +
 	"\n" +
 	"ExportItem\x12\x1e\n" +
@@ -2571,7 +2605,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"checkpoint\x12\x17\n" +
 	"\alog_key\x18\x02 \x01(\tR\x06logKey\x12/\n" +
 	"\arecords\x18\x03 \x03(\v2\x15.bulla.v1.AuditRecordR\arecords\x12\x1c\n" +
-	"\twitnessed\x18\x04 \x01(\fR\twitnessed\"\x93\x01\n" +
+	"\twitnessed\x18\x04 \x01(\fR\twitnessed\"\xbf\x01\n" +
 	"\vAuditRecord\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\x03R\x05index\x12\x1a\n" +
 	"\bencoding\x18\x02 \x01(\fR\bencoding\x12\x1d\n" +
@@ -2579,7 +2613,9 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"event_salt\x18\x03 \x01(\fR\teventSalt\x12\x1d\n" +
 	"\n" +
 	"reply_salt\x18\x04 \x01(\fR\treplySalt\x12\x14\n" +
-	"\x05reply\x18\x05 \x01(\fR\x05reply\"\x15\n" +
+	"\x05reply\x18\x05 \x01(\fR\x05reply\x12\x16\n" +
+	"\x06erased\x18\x06 \x01(\x03R\x06erased\x12\x12\n" +
+	"\x04leaf\x18\a \x01(\fR\x04leaf\"\x15\n" +
 	"\x13CheckRebuildRequest\"\x89\x01\n" +
 	"\x11CheckRebuildReply\x12\x16\n" +
 	"\x06events\x18\x01 \x01(\x03R\x06events\x12\x12\n" +

@@ -1,0 +1,221 @@
+package ledger
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/session"
+)
+
+// EraseQuery says what is to be erased.
+type EraseQuery struct {
+	Subject string    // all that lies under this subject's keys; "": of everybody
+	Before  time.Time // what is over since before it; zero: whatever is over
+	// Again says that this was planned before, and overtaken: what the subject did since stays.
+	Again bool
+}
+
+// ErasePlan is what can be erased, as one snapshot showed it.
+type ErasePlan struct {
+	// Erasures are the events to commit, in this order. Reason, By and Export are the caller's to fill in.
+	Erasures []event.SubjectErased
+	// Kept says what has to stay, and why: at most 100 of them.
+	Kept   []string
+	Events int64 // that go
+	Seen   int64 // size of the ledger
+}
+
+const maxKept = 100
+
+// PlanErasure looks through all events for what can be erased, and through all state: erasing fixes in the log what the
+// erased events did, and that must not be somebody else's edit. A state that is not what the events make gives
+// ErrTampered. It commits nothing.
+//
+// What lies under one key goes together or stays: it stays while one of its sessions is live or newer than q.Before, or
+// under a legal hold, or while an event is among it that has to stay. What comes while an erasure is planned is not
+// part of it.
+func (l *Ledger) PlanErasure(ctx context.Context, q EraseQuery, now time.Time, progress func(done, total int64)) (ErasePlan, error) {
+	if q.Subject != "" && !q.Again {
+		l.subjects.renew(q.Subject) // so that what comes meanwhile lies under a key of its own
+	}
+	return with(ctx, l, func(snap Snapshot) (ErasePlan, error) {
+		p := planner{q: q, now: now, inUse: l.subjects.inUse, volumes: map[string]*volume{}, sessions: map[event.ID]*planned{}}
+		c := newChecker(snap, l.keys, progress)
+		c.watch, c.read = p.see, p.finish
+		report, err := c.run(ctx)
+		if err != nil {
+			return ErasePlan{}, err
+		}
+		if !report.OK() {
+			d := report.Differences[0]
+			return ErasePlan{}, fmt.Errorf("%w: %s: %s (%d differences): nothing is erased before `bulla audit rebuild --check` is content", ErrTampered, d.Where, d.What, report.Faults)
+		}
+		p.plan.Seen = c.size
+		for i := range p.plan.Erasures {
+			p.plan.Erasures[i].Seen = c.size
+			p.plan.Events += int64(len(p.plan.Erasures[i].Indexes))
+		}
+		return p.plan, nil
+	})
+}
+
+// planner looks on while the ledger is checked.
+type planner struct {
+	q        EraseQuery
+	now      time.Time
+	inUse    func(key string) bool
+	volumes  map[string]*volume // by key
+	sessions map[event.ID]*planned
+	plan     ErasePlan
+}
+
+// planned is a session that a volume opened.
+type planned struct {
+	volume *volume
+	last   session.Session
+}
+
+// volume is what lies under one key.
+type volume struct {
+	erased event.SubjectErased
+	newest time.Time
+	opened []event.ID
+	uses   []event.ID       // sessions that others opened
+	own    map[RowKey]int64 // rows of the subject's own, and the index of the event that wrote them last
+	stays  string           // why it can't be erased; "": it can
+}
+
+func (v *volume) stay(format string, args ...any) {
+	if v.stays == "" {
+		v.stays = fmt.Sprintf(format, args...)
+	}
+}
+
+// see takes in an event and what it made.
+func (p *planner) see(s Stored, e Entry, tx *checkTx) {
+	subject := event.SubjectOf(s.Subject)
+	if s.Subject != "" && (p.q.Subject == "" || p.q.Subject == subject) {
+		p.take(s, e, tx)
+	}
+	for _, after := range tx.sessions {
+		if known := p.sessions[after.ID]; known != nil {
+			known.last = after
+		}
+	}
+}
+
+func (p *planner) take(s Stored, e Entry, tx *checkTx) {
+	v := p.volumes[s.Subject]
+	if v == nil {
+		v = &volume{erased: event.SubjectErased{Subject: event.SubjectOf(s.Subject), Key: s.Subject}, own: map[RowKey]int64{}}
+		p.volumes[s.Subject] = v
+	}
+	v.erased.Indexes = append(v.erased.Indexes, s.Index)
+	if at := e.Event.Time.Time(); at.After(v.newest) {
+		v.newest = at
+	}
+	if !event.Erasable(e.Event.Body) {
+		v.stay("event %d is %s, which has to stay", s.Index, e.Event.Body.EventType())
+	}
+	for key, row := range tx.puts {
+		switch {
+		case key.Kind == KindSession:
+			id := tx.sessions[key].ID
+			if b, opens := e.Event.Body.(event.SessionIssued); opens && b.Session == id {
+				p.sessions[id] = &planned{volume: v}
+				v.opened = append(v.opened, id)
+			} else if known := p.sessions[id]; known == nil || known.volume != v {
+				v.uses = append(v.uses, id)
+			}
+		case key.Kind == KindDenial:
+			// It goes with the event, and its key would tell what was denied.
+		case slices.Contains(ownKinds, key.Kind):
+			v.own[key] = s.Index
+		default:
+			v.erased.Rows = append(v.erased.Rows, event.ErasedRow{Index: s.Index, Kind: string(key.Kind), Key: key.Key, Value: row.Value})
+		}
+	}
+}
+
+// finish judges the volumes, the oldest first: a later one may go on with sessions of an earlier one.
+func (p *planner) finish(c *checker) {
+	order := make([]*volume, 0, len(p.volumes))
+	for _, v := range p.volumes {
+		order = append(order, v)
+	}
+	slices.SortFunc(order, func(a, b *volume) int { return cmp.Compare(a.erased.Indexes[0], b.erased.Indexes[0]) })
+	goes := map[*volume]bool{}
+	for _, v := range order {
+		if p.inUse(v.erased.Key) {
+			continue
+		}
+		p.judge(v, goes, c)
+		if v.stays == "" {
+			v.rest(c)
+			v.fits()
+		}
+		if v.stays != "" {
+			if len(p.plan.Kept) < maxKept {
+				p.plan.Kept = append(p.plan.Kept, fmt.Sprintf("%d events of %s from %d on: %s", len(v.erased.Indexes), v.erased.Subject, v.erased.Indexes[0], v.stays))
+			}
+			continue
+		}
+		goes[v] = true
+		p.plan.Erasures = append(p.plan.Erasures, v.erased)
+	}
+}
+
+func (p *planner) judge(v *volume, goes map[*volume]bool, c *checker) {
+	if !p.q.Before.IsZero() && !v.newest.Before(p.q.Before) {
+		v.stay("the newest is of %s", v.newest.Format(time.RFC3339))
+	}
+	held := func(selector, value string) {
+		if row, ok := c.rows[RowKey{KindHold, HoldKey(selector, value)}]; ok {
+			h, err := decode[Hold](row)
+			v.stay("%v", errors.Join(err, heldBy(h)))
+		}
+	}
+	held(event.HoldEverything, "")
+	held(event.ByPrincipal, v.erased.Subject)
+	for _, id := range v.opened {
+		s := p.sessions[id].last
+		switch {
+		case !s.State.Ended() || s.State == session.Exhausted && p.now.Before(s.Expires.Time()):
+			v.stay("session %s is live: it is %s until %s", id, s.State, s.Expires)
+		case !p.q.Before.IsZero() && (!s.EndedAt.Time().Before(p.q.Before) || s.State == session.Exhausted && !s.Expires.Time().Before(p.q.Before)):
+			v.stay("session %s ended at %s", id, s.EndedAt)
+		}
+		held(event.BySecret, s.Secret)
+		v.erased.Sessions = append(v.erased.Sessions, event.ErasedSession{Session: id, State: string(s.State)})
+	}
+	for _, id := range v.uses {
+		if known := p.sessions[id]; known == nil || !goes[known.volume] {
+			v.stay("they go on with session %s, which has to stay", id)
+		}
+	}
+}
+
+// rest adds the rows of the subject's own that nobody wrote since.
+func (v *volume) rest(c *checker) {
+	for key, index := range v.own {
+		if row, ok := c.rows[key]; ok && row.Seq == index+1 {
+			v.erased.Rows = append(v.erased.Rows, event.ErasedRow{Index: index, Kind: string(key.Kind), Key: key.Key})
+		}
+	}
+	slices.SortFunc(v.erased.Rows, func(a, b event.ErasedRow) int {
+		return cmp.Or(cmp.Compare(a.Index, b.Index), cmp.Compare(a.Kind, b.Kind), cmp.Compare(a.Key, b.Key))
+	})
+}
+
+// fits looks whether the event would become too large; ledgers from before keys were changed every so often may have that.
+func (v *volume) fits() {
+	const room = 64 << 10 // for the decision, and numbers that are not known yet
+	if enc, err := event.Marshal(v.erased); err != nil || len(enc) > event.MaxSize-room {
+		v.stay("%d events are too many for one erasure", len(v.erased.Indexes))
+	}
+}
