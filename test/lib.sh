@@ -10,6 +10,7 @@ swtpm_setup:swtpm-tools
 tpm2_quote:tpm2-tools
 gcc:gcc
 shellcheck:shellcheck
+patch:patch
 "
 
 step_names=()

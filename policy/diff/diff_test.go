@@ -14,6 +14,7 @@ import (
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/policy/diff"
 	"github.com/bulla-project/bulla/rego"
+	"github.com/bulla-project/bulla/test/xtest"
 )
 
 func shipped(t *testing.T) map[string][]byte {
@@ -112,9 +113,7 @@ func TestOrder(t *testing.T) {
 
 // patch(1) makes the second text of the first and the difference.
 func TestUnifiedIsWhatPatchTakes(t *testing.T) {
-	if _, err := exec.LookPath("patch"); err != nil {
-		t.Skip("patch is not installed")
-	}
+	xtest.Need(t, "patch")
 	rapid.Check(t, func(t *rapid.T) {
 		line := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "b", "c", "", "{", "}"}), 1, 40)
 		from, to := strings.Join(line.Draw(t, "from"), "\n")+"\n", strings.Join(line.Draw(t, "to"), "\n")+"\n"
