@@ -234,7 +234,7 @@ func revisionFields(r *bullav1.Revision) []show.Field {
 func newPolicyListCommand(a *app) *cobra.Command {
 	in := new(bullav1.ListRevisionsRequest)
 	c := &cobra.Command{
-		Use: "list [flags]", Short: "List the revisions that were ever active, and what is staged, the newest first",
+		Use: "list [flags]", Short: "List the revisions that were active, and what is staged",
 		Long: "Lists policy revisions, the newest first, then what is staged and was never active, and what waits for a\n" +
 			"second person. With -o json: {\"revisions\": [...], \"staged\": [...], \"proposal\": ...}.",
 		Example: "  bulla policy list -o json | jq -r '.revisions[] | select(.active).digest'",
