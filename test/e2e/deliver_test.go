@@ -88,7 +88,7 @@ func TestDeliveryInJSON(t *testing.T) {
 	d.put(t, "demo/json-high", "high", "one")
 	d.put(t, "demo/json-high", "high", "two")
 	revision := run(t, d.as(t, "security"), "policy", "list", "-o", "json").want(t, done).
-		object(t, fields{"revisions": list(object(revisionShape()))})["revisions"].([]any)[0].(map[string]any)
+		object(t, fields{"revisions": list(object(revisionShape())), "staged": list(anyObject), "proposal": orNull(anyObject)})["revisions"].([]any)[0].(map[string]any)
 
 	for _, c := range []struct {
 		name     string

@@ -189,13 +189,13 @@ func sessionDetailsShape() fields {
 		"confirmed_at": orNull(moment), "ended_at": orNull(moment), "instance": word, "device": text, "suite": word,
 		"envelope_digest": matching(digestPattern), "policy_digest": matching(digestPattern),
 		"uses": orNull(whole), "used": orNull(whole), "offline": whole, "ahead": whole,
-		"standing": text, "wiped_at": orNull(moment),
+		"standing": text, "wiped_at": orNull(moment), "erased": orNull(whole),
 	})
 }
 
 // storyShape is that of session show.
 func storyShape() fields {
-	return sessionDetailsShape().but(fields{"timeline": list(object(fields{
+	return sessionDetailsShape().but(fields{"erased_beside": whole, "timeline": list(object(fields{
 		"index": whole, "event": word, "time": moment, "kind": word, "what": word, "details": list(text),
 	}))})
 }
@@ -214,6 +214,7 @@ func deviceShape() fields {
 func revisionShape() fields {
 	return fields{
 		"digest": matching(digestPattern), "revision": whole, "active": boolean, "activated_at": moment, "by": text, "source": word, "note": text, "sweep": text,
+		"bundle_key": text, "rollback": boolean, "report_sha256": text, "name": text, "staged_at": text,
 	}
 }
 
