@@ -123,7 +123,7 @@ func TestPolicies(t *testing.T) {
 	good := read(t, grants)
 	write(t, grants, good+"spiffe://dev.bulla.test/stranger:\n  read:\n    demo/policy: true\n", 0o600)
 	run(t, d.as(t, "stranger"), "get", "demo/policy").want(t, denied)
-	second := run(t, security, "policy", "push", bundle, "--note", "a guest", "-o", "json").want(t, done).object(t, revisionShape())
+	second := run(t, security, "policy", "push", bundle, "--note", "a guest", "-o", "json").want(t, done).object(t, revisionShape().but(fields{"outcome": word, "proposal": orNull(anyObject)}))
 	if second["active"] != true || second["note"] != "a guest" || second["revision"] != json.Number("2") || second["by"] != "spiffe://dev.bulla.test/security" {
 		t.Errorf("pushed: %v", second)
 	}
@@ -136,7 +136,7 @@ func TestPolicies(t *testing.T) {
 	})["faults"].([]any); len(faults) == 0 {
 		t.Error("policy check names no fault")
 	}
-	revisions := run(t, security, "policy", "list", "-o", "json").want(t, done).object(t, fields{"revisions": list(object(revisionShape()))})["revisions"].([]any)
+	revisions := run(t, security, "policy", "list", "-o", "json").want(t, done).object(t, fields{"revisions": list(object(revisionShape())), "staged": list(anyObject), "proposal": orNull(anyObject)})["revisions"].([]any)
 	if len(revisions) != 2 || revisions[0].(map[string]any)["digest"] != second["digest"] || revisions[1].(map[string]any)["active"] != false || revisions[1].(map[string]any)["digest"] != first["digest"] {
 		t.Errorf("revisions: %v", revisions)
 	}

@@ -140,7 +140,7 @@ func TestReadmeCommandsExist(t *testing.T) {
 }
 
 // named is a bulla command at the beginning of a line, of code, or after another command.
-var named = regexp.MustCompile("(?m)(?:^|`|[|&] )bulla ([a-z]+)(?: ([a-z]+))?")
+var named = regexp.MustCompile("(?m)(?:^|`|[|&] )bulla ([a-z-]+)(?: ([a-z]+(?:-[a-z]+)*))?")
 
 // namedCommands are the words of the commands in a text: `bulla audit verify DIR` gives "audit verify".
 func namedCommands(text string) []string {
