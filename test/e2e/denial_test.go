@@ -54,7 +54,8 @@ func TestUnknownAndDeniedAreOne(t *testing.T) {
 		seen := d.events(t)[before:]
 		id := r.object(t, denialShape())["support_id"].(string)
 		texts = append(texts, strings.NewReplacer(id, "ID", name, "NAME").Replace(r.stdout+r.stderr))
-		events = append(events, strings.Join(seen, " "))
+		// The first call of a trust domain brings its bundle on the record, whatever it asks for.
+		events = append(events, strings.TrimPrefix(strings.Join(seen, " "), "trust.observed "))
 	}
 	if texts[0] != texts[1] || texts[0] != texts[2] {
 		t.Errorf("the answers differ:\n%s", strings.Join(texts, "\n"))
