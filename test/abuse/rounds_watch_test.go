@@ -51,6 +51,9 @@ func TestAbuse_A02_watch_of_rounds(t *testing.T) {
 		t.Fatal(err)
 	}
 	own.round("an end", split)
+	if m := own.next().GetEnded(); len(m.GetSessionIds()) != 1 || m.GetSessionIds()[0] != split { // with it went its session
+		t.Errorf("told %v, want the end of session %s", m, split)
+	}
 
 	// The first that the sibling hears of is its own round. Who answered has none.
 	if err := holder.give(t, other.id, nil); err != nil {
