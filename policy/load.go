@@ -25,7 +25,7 @@ import (
 const (
 	// loadLimit bounds the whole of Load, and caseLimit one test, canary or probe in it.
 	loadLimit = 60 * time.Second
-	caseLimit = 10 * time.Second
+	caseLimit = 2 * time.Second
 )
 
 // Load turns an archive into a revision, or refuses it with every fault that it found (*LoadError). The
