@@ -17,6 +17,7 @@ var (
 	permits = []policy.Effect{policy.Permit}
 	refuses = []policy.Effect{policy.Deny, policy.StepUp}
 	stepsUp = []policy.Effect{policy.StepUp}
+	unmets  = []policy.Effect{policy.Permit, policy.StepUp}
 
 	anyEffect = []policy.Effect{policy.Permit, policy.Deny, policy.StepUp}
 )
@@ -103,8 +104,8 @@ func (r *Reader) of(e event.Event) []replay.Recorded {
 		return ofSession(b.Decision, e.Subject, b.Session)
 	case event.DecisionDenied:
 		wants := refuses
-		if b.Unmet != "" { // the policy permits, under a limit that the broker can't keep
-			wants = permits
+		if b.Unmet != "" { // it was not the policy that refused: what it permitted, or left to a second person, can't be done
+			wants = unmets
 		}
 		return []replay.Recorded{recorded(b.Decision, b.Principal, wants)}
 	case event.OperationPermitted:

@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"google.golang.org/grpc"
@@ -288,7 +289,6 @@ func (s *Server) LogKey() string { return s.tree.Key().String() }
 func (s *Server) Serve(ctx context.Context) error {
 	run, stop := context.WithCancel(context.WithoutCancel(ctx))
 	failed := make(chan error, 4) // one of each listener
-	done := make(chan struct{}, 4)
 	go func() { failed <- s.grpc.Serve(s.listener) }()
 	if s.http != nil {
 		go func() { failed <- s.http.Serve(s.web) }()
@@ -296,12 +296,13 @@ func (s *Server) Serve(ctx context.Context) error {
 	if s.signalsHTTP != nil {
 		go func() { failed <- s.signalsHTTP.Serve(s.signals) }()
 	}
-	go func() { s.Broker.Run(run); done <- struct{}{} }()
-	go func() { s.integrate(run); done <- struct{}{} }()
-	go func() { s.guardPolicy(run); done <- struct{}{} }()
-	go func() { s.fetchPolicy(run); done <- struct{}{} }()
-	go func() { s.outward.run(run, failed); done <- struct{}{} }()
-	go func() { s.runExports(run); done <- struct{}{} }()
+	var work sync.WaitGroup
+	work.Go(func() { s.Broker.Run(run) })
+	work.Go(func() { s.integrate(run) })
+	work.Go(func() { s.guardPolicy(run) })
+	work.Go(func() { s.fetchPolicy(run) })
+	work.Go(func() { s.outward.run(run, failed) })
+	work.Go(func() { s.runExports(run) })
 	var err error
 	select {
 	case <-ctx.Done():
@@ -310,13 +311,21 @@ func (s *Server) Serve(ctx context.Context) error {
 	s.Broker.Drain()
 	s.stopServing()
 	stop()
-	for range cap(done) {
-		<-done
-	}
+	work.Wait()
+	s.integrateLast(context.WithoutCancel(ctx)) // what the others wrote at their end, too
 	return errors.Join(err, s.close())
 }
 
-// integrate keeps the tree up to date while ctx lives, and once more at its end. After a write that failed it
+// integrateLast leaves no event unsigned: a rollback to before it would go unnoticed.
+func (s *Server) integrateLast(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, stopGrace)
+	defer cancel()
+	if _, err := s.tree.Integrate(ctx); err != nil {
+		s.log.Error("the log could not be signed", "error", err)
+	}
+}
+
+// integrate keeps the tree up to date while ctx lives. After a write that failed it
 // recovers the log, since nothing is delivered until then; a rollback stays what it is.
 func (s *Server) integrate(ctx context.Context) {
 	said := ""
@@ -337,11 +346,6 @@ func (s *Server) integrate(ctx context.Context) {
 			said = text
 		}
 		wait(ctx, recoverEvery, nil)
-	}
-	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopGrace)
-	defer cancel()
-	if _, err := s.tree.Integrate(last); err != nil {
-		s.log.Error("the log could not be signed", "error", err)
 	}
 }
 

@@ -165,7 +165,8 @@ type SessionIssued struct {
 
 // DecisionDenied is a DENY or STEP_UP, and what it was about stands in the decision's signals.
 //
-// Unmet says which obligation of a PERMIT could not be kept; nothing was released then either.
+// Unmet says which obligation of a PERMIT could not be kept, or why what the policy permitted or left to a second person
+// can't be done; nothing was released or changed then either.
 type DecisionDenied struct {
 	Principal string   `json:"principal"`
 	Unmet     string   `json:"unmet,omitempty"`

@@ -73,6 +73,9 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 		out.Why = "the signals were not recorded" + faultOf(r.Result)
 		return out
 	}
+	if was, err := parseDecision(r.Result); err == nil && was.TimedOut {
+		return out.endless(was)
+	}
 	s, d, err := rev.JudgeRecorded(ctx, r.Signals)
 	if err != nil {
 		return out.mismatch("", err.Error())
@@ -103,6 +106,20 @@ func (r Result) agree(s policy.Signals) Result {
 	return r
 }
 
+// endless is the verdict on a decision that the time limit ended. What did not end then need not end now, so that it is
+// not evaluated again; what the event says beside it has to fit nevertheless.
+func (r Result) endless(was policy.Decision) Result {
+	s, err := policy.ParseSignals(r.Recorded.Signals)
+	if err != nil {
+		return r.mismatch("", err.Error())
+	}
+	if why := r.Recorded.contradiction(s, was); why != "" {
+		return r.mismatch("", why)
+	}
+	r.Why = "the decision was ended by the time limit: " + was.Fault
+	return r
+}
+
 // differ finds out whether the difference is one.
 func (r Result) differ(s policy.Signals, got []byte) Result {
 	if r.Decision.TimedOut {
@@ -120,9 +137,6 @@ func (r Result) differ(s policy.Signals, got []byte) Result {
 	switch {
 	case err != nil:
 		return r.mismatch("", err.Error())
-	case was.TimedOut:
-		r.Why = "the decision was ended by the time limit: " + was.Fault
-		return r
 	case policy.OfEngine(was.Fault):
 		r.Why = "the evaluator gave no decision: " + was.Fault
 		return r

@@ -65,6 +65,13 @@ func TestVerdicts(t *testing.T) {
 		{"timed out", deny, func(r *replay.Recorded) {
 			r.Result = change(t, r.Result, `"timed_out":false,"fault":""`, `"timed_out":true,"fault":"too long"`)
 		}, replay.NotReplayable, "", "time limit"},
+		{"a delivery on one that timed out", deny, func(r *replay.Recorded) {
+			r.Result, r.Wants = change(t, r.Result, `"timed_out":false,"fault":""`, `"timed_out":true,"fault":"too long"`), permit.Wants
+		}, replay.Mismatch, "", "stands on a decision that says DENY"},
+		{"timed out, with signals of another version", deny, func(r *replay.Recorded) {
+			r.Result = change(t, r.Result, `"timed_out":false,"fault":""`, `"timed_out":true,"fault":"too long"`)
+			r.Signals = change(t, r.Signals, `{"v":1`, `{"v":2`)
+		}, replay.Mismatch, "", "version"},
 		{"the engine was closed", deny, func(r *replay.Recorded) {
 			r.Result = change(t, r.Result, `"fault":""`, `"fault":"the policy engine is closed"`)
 		}, replay.NotReplayable, "", "closed"},

@@ -1,8 +1,10 @@
 package e2e
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -10,21 +12,30 @@ import (
 	"github.com/bulla-project/bulla/test/awsfake"
 )
 
-// uids reads which events lines are, and checks that they come in order, but for those that come again. torn lines are
-// those of a writer that was killed.
-func uids(t *testing.T, lines []string) (first []string) {
+// exportedEvent is what an OCSF line says of its place in the log.
+type exportedEvent struct {
+	Metadata struct {
+		UID      string
+		Sequence int64
+	}
+}
+
+// exportedEvents reads lines; torn ones are those of a writer that was killed.
+func exportedEvents(lines []string) (all []exportedEvent) {
+	for _, line := range lines {
+		var o exportedEvent
+		if json.Unmarshal([]byte(line), &o) == nil {
+			all = append(all, o)
+		}
+	}
+	return all
+}
+
+// uids reads which events lines are, and checks that they come in order, but for those that come again.
+func uids(t *testing.T, all []exportedEvent) (first []string) {
 	t.Helper()
 	next := int64(0)
-	for _, line := range lines {
-		var o struct {
-			Metadata struct {
-				UID      string
-				Sequence int64
-			}
-		}
-		if json.Unmarshal([]byte(line), &o) != nil {
-			continue
-		}
+	for _, o := range all {
 		if o.Metadata.Sequence > next {
 			t.Fatalf("event %d came before event %d", o.Metadata.Sequence, next)
 		}
@@ -47,7 +58,7 @@ func TestExportOutlivesKills(t *testing.T) {
 		if !exists(out) {
 			return 0
 		}
-		return len(uids(t, strings.Split(read(t, out), "\n")))
+		return len(uids(t, exportedEvents(strings.Split(read(t, out), "\n"))))
 	}
 	for round := range 5 {
 		p := launch(t, d.as(t, "auditor"), append(args, "--follow")...)
@@ -62,7 +73,7 @@ func TestExportOutlivesKills(t *testing.T) {
 	e := startDev(t, d.dir)
 	size := len(e.events(t))
 	run(t, e.as(t, "auditor"), args...).want(t, done)
-	got := uids(t, strings.Split(read(t, out), "\n"))
+	got := uids(t, exportedEvents(strings.Split(read(t, out), "\n")))
 	if len(got) < size {
 		t.Fatalf("%d of %d events are there", len(got), size)
 	}
@@ -87,7 +98,10 @@ func TestExportToCloudWatch(t *testing.T) {
 	for _, e := range fake.Events("/security/bulla", "auditor") {
 		lines = append(lines, e.Message)
 	}
-	if got := uids(t, lines); len(got) < 3 || len(got) != len(lines) {
+	all := exportedEvents(lines)
+	// CloudWatch Logs keeps a batch in the order of time, and events have that of their requests.
+	slices.SortStableFunc(all, func(a, b exportedEvent) int { return cmp.Compare(a.Metadata.Sequence, b.Metadata.Sequence) })
+	if got := uids(t, all); len(got) < 3 || len(got) != len(lines) {
 		t.Errorf("%d lines, %d events", len(lines), len(got))
 	}
 	fake.Inject(awsfake.Fault{Op: "PutLogEvents", Code: "AccessDeniedException", Times: 100})
