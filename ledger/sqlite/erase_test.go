@@ -74,8 +74,7 @@ func TestErasedBytesAreGone(t *testing.T) {
 		t.Fatalf("%+v, %v", plan.Kept, err)
 	}
 	for _, e := range plan.Erasures {
-		e.Reason = "test"
-		storetest.Commit(t, l, storetest.Plain("", e))
+		storetest.Commit(t, l, storetest.Erasure(e, "test", storetest.Start))
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -135,8 +134,7 @@ func TestAbuse_A50_erasures(t *testing.T) {
 			if err != nil || len(plan.Erasures) != 1 {
 				t.Fatalf("%+v: %v", plan, err)
 			}
-			plan.Erasures[0].Reason = "test"
-			storetest.Commit(t, l, storetest.Plain("", plan.Erasures[0]))
+			storetest.Commit(t, l, storetest.Erasure(plan.Erasures[0], "test", storetest.Start))
 			storetest.MustCheck(t, l)
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
