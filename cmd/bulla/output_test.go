@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"io"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -24,6 +25,7 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 		Id: "0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11", State: hostile, Principal: "spiffe://" + hostile + "/" + strings.Repeat(hostile, 9),
 		Secret: hostile, Reason: hostile, Suite: hostile, Instance: hostile, IssuedAt: timestamppb.Now(),
 	}
+	foreign := hostile
 	answers := map[string]func(*app) error{
 		"session": func(a *app) error { return a.printSession(s) },
 		"sessions": func(a *app) error {
@@ -48,6 +50,26 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			}
 			return a.printEvent(&bullav1.AuditEvent{Event: encoded})
 		},
+		"erased": func(a *app) error {
+			return a.print(eraseAnswer{Subject: hostile, Kept: []string{hostile}}, func(w io.Writer) error {
+				return printErased(w, eraseAnswer{Subject: hostile, Kept: []string{hostile}})
+			})
+		},
+		"query": func(a *app) error {
+			return a.printQuery([][]string{findingRow(&bullav1.Finding{Outcome: hostile, Principal: hostile, Secret: hostile, Grade: hostile, State: hostile})},
+				queryEnd{Next: &foreign, Notes: []string{hostile}})
+		},
+		"blast radius": func(a *app) error {
+			b := &bullav1.BlastRadius{
+				Exposures: []*bullav1.Exposure{{Todo: hostile, Secret: hostile, Grades: []string{hostile}}}, Notes: []string{hostile},
+				Steps: []*bullav1.Step{{Command: hostile, Why: hostile}},
+			}
+			return a.print(newBlastJSON(b), func(w io.Writer) error { return printBlast(w, b) })
+		},
+		"usage": func(a *app) error {
+			u := &bullav1.SecretUsage{Name: hostile, LastPrincipal: hostile, Notes: []string{hostile}}
+			return a.print(newUsageJSON(u), func(w io.Writer) error { return printUsage(w, u) })
+		},
 		"error": func(a *app) error {
 			a.finish(&client.Refusal{Text: hostile, Reasons: []string{hostile}, Requires: json.RawMessage(`"` + "\u202e\u009b" + `"`)})
 			return nil
@@ -63,11 +85,25 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			if out.Len() == 0 {
 				t.Errorf("%s: nothing was printed", name)
 			}
+			text := strings.ReplaceAll(out.String(), "\nnext:\n", "") // which is ours
 			for _, bad := range []string{"\x1b", "\x07", "\u202e", "\u009b", "\r", "\t", "\nover", "\nnext"} {
-				if strings.Contains(out.String(), bad) {
+				if strings.Contains(text, bad) {
 					t.Errorf("%s as %s: %q in %q", name, output, bad, out.String())
 				}
 			}
+		}
+	}
+}
+
+// TestPrintErased: what was erased before something came between is not called nothing.
+func TestPrintErased(t *testing.T) {
+	for want, answer := range map[string]eraseAnswer{
+		"NOTHING was erased: it goes as a whole, or stays":                              {Kept: []string{"why"}},
+		"erased 3 events, from 1 to 9, with 1 sessions, under 1 keys, but not the rest": {Erased: true, Events: 3, First: 1, Last: 9, Sessions: 1, Keys: 1, Kept: []string{"why"}},
+	} {
+		var out bytes.Buffer
+		if err := printErased(&out, answer); err != nil || out.String() != "has to stay: why\n"+want+"\n" {
+			t.Errorf("got %q, %v, want %q", out.String(), err, want)
 		}
 	}
 }
