@@ -196,16 +196,30 @@ func (s questions) spans(ctx context.Context, what about) ([]span, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.reigns(ctx, what.revision, activations, whole)
+}
+
+// reigns are the stretches in which a revision decided, the newest first. Each goes on for a while after the next revision:
+// a commit demands that the revision which decided is the active one, but a refusal does not.
+func (s questions) reigns(ctx context.Context, revision event.Digest, activations []ledger.Activation, whole span) ([]span, error) {
 	var out []span
 	for i, a := range activations {
-		if a.Digest != what.revision {
+		if a.Digest != revision {
 			continue
 		}
 		reign := span{max(a.Index, whole.from), whole.below}
-		if i+1 < len(activations) { // a commit demands that the revision which decided is the active one
-			reign.below = min(reign.below, activations[i+1].Index)
+		if i+1 < len(activations) {
+			over, err := s.ledger.Positions(ctx, activations[i+1].At.Time().Add(aside))
+			if err != nil {
+				return nil, err
+			}
+			reign.below = min(reign.below, max(over[0], activations[i+1].Index))
 		}
-		if reign.from < reign.below {
+		switch last := len(out) - 1; {
+		case reign.from >= reign.below:
+		case last >= 0 && out[last].below >= reign.from: // it came back soon
+			out[last].below = reign.below
+		default:
 			out = append(out, reign)
 		}
 	}

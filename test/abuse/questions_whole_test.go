@@ -86,6 +86,47 @@ func TestAbuse_A09_blast_radius_names(t *testing.T) {
 	r.CheckRows()
 }
 
+// A refusal that was decided by a revision and came to the record after the next one is that revision's, once.
+func TestQueryByRevisionHasLateRefusals(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{})
+	a := r.Assemble(rig.Parts{})
+	first, _, err := a.Ledger.ActiveRevision(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	who := rig.ID("stranger").String()
+	denied := func() {
+		t.Helper()
+		body := event.DecisionDenied{Principal: who, Decision: event.Decision{Action: "deliver", Effect: "DENY", Revision: first.Digest, Sequence: first.Sequence}}
+		if _, err := a.Ledger.Commit(t.Context(), ledger.Commit{Event: event.New(time.Now(), who, body)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	security := bullav1.NewQuestionsClient(r.Client("security").Conn())
+	asked := func(what string, want int) {
+		t.Helper()
+		found, err := security.Query(t.Context(), &bullav1.QueryRequest{About: &bullav1.About{Revision: first.Digest.String()}, Outcome: "deny"})
+		if err != nil || len(found.GetFindings()) != want {
+			t.Errorf("%s: %v, %v; want %d", what, found.GetFindings(), err, want)
+		}
+		if got := blastOf(t, security, &bullav1.About{Revision: first.Digest.String()}); got.GetDenials() != uint64(want) {
+			t.Errorf("%s: %d refusals, want %d", what, got.GetDenials(), want)
+		}
+	}
+	denied()
+	asked("while it decides", 1)
+	r.Push(func(f map[string]string) { f["manifest.yaml"] += "# another\n" })
+	denied() // decided before, and committed now
+	asked("after the next one", 2)
+	r.Push(func(map[string]string) {})
+	if now, _, err := a.Ledger.ActiveRevision(t.Context()); err != nil || now.Digest != first.Digest {
+		t.Fatalf("the first one is not back: %v", err)
+	}
+	denied()
+	asked("once it is back", 3)
+}
+
 // A page is never larger than its reader takes, however long the reasons are.
 func TestAbuse_A55_pages(t *testing.T) {
 	t.Parallel()
