@@ -1,9 +1,12 @@
 package sink
 
 import (
+	"context"
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
 )
@@ -44,4 +47,36 @@ func TestErasedEvents(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What is erased while a sink does not take it does not reach it later.
+func TestErasedWhileTheSinkIsAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		l, m := newLog(8), &memory{fail: 12} // for more than a minute, at the waits between
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- New(Config{Source: l, Sink: m, Origin: testOrigin}).Run(ctx) }()
+		synctest.Wait()
+		l.mu.Lock()
+		l.events[6] = event.Event{ID: l.events[6].ID}
+		l.mu.Unlock()
+		time.Sleep(time.Hour) // of the bubble
+		stop()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		lines := 0
+		for _, line := range m.got {
+			if line.Index != 6 {
+				continue
+			}
+			if lines++; !strings.Contains(string(line.JSON), `"status":"Erased"`) {
+				t.Errorf("it arrived as %s", line.JSON)
+			}
+		}
+		if lines != 1 || m.got[len(m.got)-1].Index != 7 {
+			t.Errorf("%d lines of it, and the last one is %d", lines, m.got[len(m.got)-1].Index)
+		}
+	})
 }
