@@ -108,6 +108,38 @@ func TestErasedBytesAreGone(t *testing.T) {
 	storetest.MustCheck(t, l)
 }
 
+// An erasure whose commit erred and that is there all the same leaves nothing in the write-ahead log either.
+func TestErasedBytesAreGoneAfterRecover(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	store := openAt(t, path)
+	l := storetest.Founded(t, store, storetest.Ring(t)) // whose reader keeps its connection
+	storetest.MustCheck(t, l)
+	var wrapped []byte
+	if err := raw(t, path).QueryRow("SELECT wrapped FROM subjects WHERE name LIKE '%workload#%'").Scan(&wrapped); err != nil {
+		t.Fatal(err)
+	}
+	store.write.Lock()
+	err := store.w.transact("test", func() error {
+		_, err := store.w.conn.ExecContext(t.Context(), "DELETE FROM subjects WHERE name LIKE '%workload#%'")
+		return err
+	})
+	store.note(ledger.ErrBroken)
+	store.write.Unlock()
+	if err != nil || len(holding(t, path, wrapped)) == 0 {
+		t.Fatalf("it is not there before: %v", err)
+	}
+	if err := store.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); len(holding(t, path, wrapped)) > 0; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("the key is in %v", holding(t, path, wrapped))
+		}
+	}
+}
+
 // Somebody with write access to the database calls events erased, undoes an erasure, or takes a key away: it shows.
 func TestAbuse_A50_erasures(t *testing.T) {
 	for name, statement := range map[string]string{

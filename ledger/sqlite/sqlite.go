@@ -268,6 +268,7 @@ func (s *Store) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover ledger %s: %w", s.path, err)
 	}
 	s.broken = nil
+	s.checkpoints.scrub() // the batch that failed may be there, and an erasure in it
 	return nil
 }
 
