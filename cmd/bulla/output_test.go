@@ -3,12 +3,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"io"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -57,7 +60,7 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 		},
 		"query": func(a *app) error {
 			return a.printQuery([][]string{findingRow(&bullav1.Finding{Outcome: hostile, Principal: hostile, Secret: hostile, Grade: hostile, State: hostile})},
-				queryEnd{Next: &foreign, Notes: []string{hostile}})
+				queryEnd{Next: &foreign, Notes: []string{hostile}}, nil)
 		},
 		"blast radius": func(a *app) error {
 			b := &bullav1.BlastRadius{
@@ -105,6 +108,29 @@ func TestPrintErased(t *testing.T) {
 		if err := printErased(&out, answer); err != nil || out.String() != "has to stay: why\n"+want+"\n" {
 			t.Errorf("got %q, %v, want %q", out.String(), err, want)
 		}
+	}
+}
+
+// TestQueryGoesOnWithTheSameTime: the next page is asked for with the time of this one, however it was given.
+func TestQueryGoesOnWithTheSameTime(t *testing.T) {
+	about, err := (&aboutFlags{since: "7d", until: "90m"}).request(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	next := "token"
+	if err := (&app{stdout: &out, output: outputText}).printQuery(nil, queryEnd{Next: &next}, about); err != nil {
+		t.Fatal(err)
+	}
+	var again aboutFlags
+	if _, hint, ok := strings.Cut(out.String(), "go on with "); !ok {
+		t.Fatalf("%q", out.String())
+	} else if _, err := fmt.Sscanf(hint, "--since %s --until %s --page token", &again.since, &again.until); err != nil {
+		t.Fatalf("%q: %v", hint, err)
+	}
+	same, err := again.request(time.Now().Add(time.Hour))
+	if err != nil || !proto.Equal(about, same) {
+		t.Errorf("%v becomes %v: %v", about, same, err)
 	}
 }
 
