@@ -205,3 +205,18 @@ func TestErasureFindsDenialsByIndex(t *testing.T) {
 		t.Errorf("%q, %v", plan, err)
 	}
 }
+
+// Denials push nothing out of the memory of the writer, and stay in none.
+func TestAbuse_A42_denials_in_memory(t *testing.T) {
+	s := openAt(t, filepath.Join(t.TempDir(), "ledger.db"))
+	l := storetest.Founded(t, s, storetest.Ring(t))
+	before := len(s.w.rows)
+	for range 10 {
+		storetest.Commit(t, l, storetest.Plain(storetest.Principal, event.DecisionDenied{
+			Principal: storetest.Principal, Decision: event.Decision{Signals: []byte(`{"resource":{"secret":{"name":"demo/db"}}}`)},
+		}))
+	}
+	if now := len(s.w.rows); now > before+1 { // whether the key of the principal was destroyed
+		t.Errorf("%d rows are remembered, and %d before", now, before)
+	}
+}
