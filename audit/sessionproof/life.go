@@ -2,7 +2,9 @@ package sessionproof
 
 import (
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -130,6 +132,8 @@ func (v *verifier) instance(index int64, at time.Time) (*ecdsa.PublicKey, error)
 		switch {
 		case err != nil:
 			last = err
+		case at.Before(b.leaf.NotBefore):
+			last = fmt.Errorf("its certificate begins at %s", b.leaf.NotBefore.UTC().Format(time.RFC3339))
 		case proof.Thumbprint(binding.InstanceKey) != v.issued.Instance:
 			return nil, errors.New("the binding is that of another instance key than the session's")
 		default:
@@ -209,29 +213,52 @@ func (v *verifier) open(e located, b event.SessionIssued) error {
 
 // signed checks what the instance key signed, where the event holds such a thing.
 func (v *verifier) signed(e located) error {
-	var request proof.Request
-	var signature []byte
 	switch b := e.Body.(type) {
 	case event.SessionConfirmed:
 		return v.receipt(e, b)
 	case event.SessionUsed:
-		request, signature = proof.Request{Method: methodUse, RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}, b.Signature
-		request.Nonce, request.Exporter = fixed(b.Nonce), fixed(b.Exporter)
-	case event.SessionOperated:
-		request, signature = proof.Request{Method: methodOperate, RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}, b.Signature
-		request.Nonce, request.Exporter = fixed(b.Nonce), fixed(b.Exporter)
-	default:
-		return nil
+		r := proof.Request{Method: methodUse, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
+		return v.request(e, r, b.Signature, b.PayloadSHA256 == useRequest(b))
+	case event.SessionOperated: // its payload is salted, so that the hash does not tell the input
+		r := proof.Request{Method: methodOperate, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
+		return v.request(e, r, b.Signature, false)
 	}
+	return nil
+}
+
+// request checks a signed request. named says that its payload is known to name the session: whoever writes the log could
+// take a request that the same instance made about another one.
+func (v *verifier) request(e located, r proof.Request, signature []byte, named bool) error {
 	key, err := v.instance(e.index, e.Time.Time())
 	if err != nil {
 		return err
 	}
-	if err := proof.VerifyRequest(key, request, signature); err != nil {
+	if err := proof.VerifyRequest(key, r, signature); err != nil {
 		return errors.New("the signature of the request is not that of the instance key")
 	}
-	v.receipts++
+	once := string(r.Exporter[:]) + string(r.Nonce[:])
+	if v.nonces[once] {
+		return errors.New("the signed request was counted before: each answers a nonce of its own")
+	}
+	v.nonces[once] = true
+	if named {
+		v.receipts++
+	} else {
+		v.requests++
+	}
 	return nil
+}
+
+// useRequest is SHA-256 of the request for a share as it is sent: a bulla.v1.UseRequest without tokens, whose fields
+// the event has. One with tokens has another.
+func useRequest(b event.SessionUsed) event.Digest {
+	id := b.Session.String()
+	payload := append([]byte{1<<3 | 2, byte(len(id))}, id...)
+	payload = binary.AppendUvarint(append(payload, 2<<3), uint64(b.Number))
+	if b.Ahead {
+		payload = append(payload, 3<<3, 1)
+	}
+	return sha256.Sum256(payload)
 }
 
 // fixed is zero for what does not have 32 bytes, which no signature is over.

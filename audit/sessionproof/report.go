@@ -84,6 +84,10 @@ func (v *verifier) tell(r *Report) {
 	} else {
 		missing("that the envelope was opened: there is no receipt")
 	}
+	if v.requests > 0 {
+		shown("the holder of the instance key signed %d further requests for uses, each of which is counted once", v.requests)
+		missing("that these %d requests name this session, and not another one of the same instance: the log has only hashes of what was asked", v.requests)
+	}
 	v.tellTime(r, shown, missing)
 	if v.replyOpened {
 		shown("the recipient got the very envelope that the record names")
