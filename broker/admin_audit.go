@@ -100,11 +100,15 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 		return err
 	}
 	witnessed := s.witnessed() // now, so that it is not larger than the checkpoint
-	head, err := s.tree.Integrate(ctx)
+	if _, err := s.tree.Integrate(ctx); err != nil {
+		return s.answer(ctx, op.caller, err)
+	}
+	raw := s.tree.Checkpoint() // it may have grown meanwhile: what is sent goes by what this one signs
+	head, err := s.tree.Key().Open(raw)
 	if err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
-	err = out.Send(&bullav1.ExportItem{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String(), Witnessed: witnessed})
+	err = out.Send(&bullav1.ExportItem{Checkpoint: raw, LogKey: s.tree.Key().String(), Witnessed: witnessed})
 	for next := int64(0); err == nil && next < head.Size; {
 		var entries []ledger.Entry
 		entries, err = s.ledger.Events(ctx, next, auditPage)
