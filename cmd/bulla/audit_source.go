@@ -92,7 +92,7 @@ func (s *tailSource) first(ctx context.Context) (*bullav1.AuditEvent, error) {
 		}
 	}
 	err := s.stream.err
-	s.stream = nil
+	s.close()
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		return nil, io.EOF
