@@ -26,11 +26,11 @@ const (
 	methodOperate = "/bulla.v1.Broker/Operate"
 )
 
-// bound is an SVID's word for the instance key, as the log has it.
+// bound is an SVID's word for the instance key, verified, and from when until when it holds.
 type bound struct {
-	index   int64
-	binding []byte
-	leaf    *x509.Certificate
+	index       int64
+	key         *ecdsa.PublicKey
+	from, until time.Time
 }
 
 // addTrust takes a trust bundle. Its digest is judged here; by whom it was made the log can't say.
@@ -54,10 +54,14 @@ func (v *verifier) addBinding(e located, b event.InstanceBound) error {
 	if err := v.chain(chain, b, e.Time.Time()); err != nil {
 		return fmt.Errorf("the certificate chain, as of %s: %w", e.Time, err)
 	}
-	v.bindings = append(v.bindings, bound{e.index, b.Binding, chain[0]})
-	if _, err := v.instance(e.index+1, e.Time.Time()); err != nil {
+	binding, err := proof.VerifyBinding(b.Binding, chain[0], e.Time.Time())
+	if err != nil {
 		return err
 	}
+	if proof.Thumbprint(binding.InstanceKey) != v.issued.Instance {
+		return errors.New("the binding is that of another instance key than the session's")
+	}
+	v.bindings = append(v.bindings, bound{e.index, binding.InstanceKey, chain[0].NotBefore, binding.NotAfter})
 	return nil
 }
 
@@ -123,27 +127,17 @@ func (v *verifier) named(chain []*x509.Certificate, id spiffeid.ID) error {
 
 // instance returns the instance key, if a binding before the event at index vouches for it at that time.
 func (v *verifier) instance(index int64, at time.Time) (*ecdsa.PublicKey, error) {
-	var last error
+	when := "before it"
 	for _, b := range slices.Backward(v.bindings) {
 		if b.index >= index {
 			continue
 		}
-		binding, err := proof.VerifyBinding(b.binding, b.leaf, at)
-		switch {
-		case err != nil:
-			last = err
-		case at.Before(b.leaf.NotBefore):
-			last = fmt.Errorf("its certificate begins at %s", b.leaf.NotBefore.UTC().Format(time.RFC3339))
-		case proof.Thumbprint(binding.InstanceKey) != v.issued.Instance:
-			return nil, errors.New("the binding is that of another instance key than the session's")
-		default:
-			return binding.InstanceKey, nil
+		if !at.Before(b.from) && at.Before(b.until) {
+			return b.key, nil
 		}
+		when = "at its time"
 	}
-	if last != nil {
-		return nil, fmt.Errorf("no SVID vouches for the instance key at that time: %w", last)
-	}
-	return nil, errors.New("no SVID vouches for the instance key before it")
+	return nil, fmt.Errorf("no SVID vouches for the instance key %s", when)
 }
 
 // life follows the session through its events.

@@ -100,7 +100,7 @@ func (v *verifier) tell(r *Report) {
 	if !v.session.State.Ended() {
 		missing("the end of the session: what came after entry %d is not in this proof", r.Size-1)
 	}
-	missing("that no further event about the session was left out: an export of the whole log shows that")
+	missing("that no further event about the session, its envelope key or its policy was left out: an export of the whole log shows that")
 	missing("whether the policy was right to permit it: that is a matter of replaying the decision")
 }
 

@@ -91,7 +91,12 @@ func TestForged(t *testing.T) {
 		}, "counted before"},
 		"a delivery that is dated back": {func(s *story) {
 			s.deliver().events[5].Time = event.NewTime(start.Add(-time.Hour))
-		}, "its certificate begins at"},
+		}, "no SVID vouches for the instance key at its time"},
+		"a binding beside a good one that nobody signed": {func(s *story) {
+			bad := s.bind(leaf, s.instance)
+			bad.Binding[len(bad.Binding)-1] ^= 1
+			s.deliver().add(principal, bad)
+		}, "signature"},
 		"a denial": {func(s *story) { s.issued.Decision.Effect = "DENY"; s.deliver() }, "DENY"},
 		"a binding of another instance": {func(s *story) {
 			s.bound = s.bind(leaf, other)
