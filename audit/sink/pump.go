@@ -27,6 +27,8 @@ const (
 	stale = 10 * time.Minute
 	// silence is after how long without an answer a sink is said to hang.
 	silence = 15 * time.Second
+	// patience is after how long the event before the position is said to be away; a source that knows better says so before.
+	patience = time.Minute
 )
 
 // Config is what a pump is made of.
@@ -218,7 +220,7 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	if check {
 		from--
 	}
-	entries, err := p.cfg.Source.Next(ctx, from, pageSize)
+	entries, err := p.next(ctx, from, check)
 	switch {
 	case errors.Is(err, io.EOF) && check:
 		return page{}, p.misfit(at, "the log ends before it")
@@ -250,6 +252,21 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	p.oldest = firstTime(entries)
 	p.mu.Unlock()
 	return out, nil
+}
+
+// next asks the source. The event before the position has been there, so that only a log that ends before it, or is away,
+// makes one wait for it: that is said, and not waited out in silence.
+func (p *Pump) next(ctx context.Context, from int64, check bool) ([]Entry, error) {
+	if !check {
+		return p.cfg.Source.Next(ctx, from, pageSize)
+	}
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	entries, err := p.cfg.Source.Next(soon, from, pageSize)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("event %d, before the position in %s, has not come for %s: was the ledger restored from a backup? Remove the file to write every event again", from, p.cfg.State, patience)
+	}
+	return entries, err
 }
 
 func (p *Pump) lines(entries []Entry) ([]Line, error) {

@@ -277,6 +277,34 @@ func TestRefusalsAreCounted(t *testing.T) {
 	}
 }
 
+// TestShorterLogIsFollowed: a log that ends before the position, as after a restore, is not waited for in silence.
+func TestShorterLogIsFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, state := newLog(10), filepath.Join(t.TempDir(), "pos")
+		l.end = true
+		if err := New(Config{Source: l, Sink: &memory{}, Origin: testOrigin, State: state}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.events, l.end = l.events[:5], false
+		p := New(Config{Source: l, Sink: &memory{}, Origin: testOrigin, State: state})
+		done := make(chan error, 1)
+		go func() { done <- p.Run(t.Context()) }()
+		time.Sleep(patience + time.Second)
+		if s := p.Status(time.Now()); s.Err == nil || !strings.Contains(s.Err.Error(), "event 9, before the position") {
+			t.Errorf("%+v", s)
+		}
+		other := newLog(12)
+		other.events[9].ID[0] = 1
+		l.mu.Lock()
+		l.events = other.events
+		close(l.grown)
+		l.mu.Unlock()
+		if err := <-done; !errors.Is(err, ErrPosition) {
+			t.Errorf("another history: %v", err)
+		}
+	})
+}
+
 // TestAnotherLog: a position that is not of this log ends the export, instead of leaving out what is at those indexes now.
 func TestAnotherLog(t *testing.T) {
 	run := func(state string, edit func(*log, *Config)) error {
