@@ -43,8 +43,8 @@ type Report struct {
 	Files   int    `json:"files"` // the manifest included
 	Bytes   int64  `json:"bytes"`
 	Against *int64 `json:"against"` // size of the checkpoint that it was compared with, or null
-	// Witnessed is the size of the checkpoint in the export that carries cosignatures, or null; Witnesses are the
-	// cosignatures of those that were asked for.
+	// Witnessed is the size of the checkpoint in the export that carries cosignatures, or null, whoever made them;
+	// Witnesses are the cosignatures of those that were asked for, verified.
 	Witnessed *int64               `json:"witnessed"`
 	Witnesses []proofs.Cosignature `json:"witnesses"`
 	// Erased is how many entries can't be read, each by an event of the log that says so.

@@ -25,6 +25,9 @@ func (v *verifier) readWitnessed(context.Context) error {
 	if err != nil {
 		return faultIn(witnessedName, "%s", reason(err))
 	}
+	if len(sigs) == 0 {
+		return faultIn(witnessedName, "no witness cosigned it")
+	}
 	if err := v.extends(witnessedName, at); err != nil {
 		return err
 	}

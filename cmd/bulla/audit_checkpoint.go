@@ -94,7 +94,7 @@ func (a *app) checkpoint(c *cobra.Command, f checkpointFlags) error {
 	if err != nil {
 		return fmt.Errorf("get the newest checkpoint: %w", err)
 	}
-	answer, err := checkCheckpoint(reply, key, old, f.since != "", witnesses)
+	answer, err := checkCheckpoint(reply, key, old, f, witnesses)
 	if err != nil {
 		return fmt.Errorf("the newest checkpoint: %w", keepRefused(f, key, reply.GetCheckpoint(), err))
 	}
@@ -124,7 +124,7 @@ func keepRefused(f checkpointFlags, key proofs.Key, raw []byte, refused error) e
 }
 
 // checkCheckpoint checks what the broker answered.
-func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.Checkpoint, since bool, witnesses []proofs.WitnessKey) (checkpointAnswer, error) {
+func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.Checkpoint, f checkpointFlags, witnesses []proofs.WitnessKey) (checkpointAnswer, error) {
 	at, sigs, err := key.OpenCosigned(reply.GetCheckpoint(), witnesses)
 	if err != nil {
 		return checkpointAnswer{}, err
@@ -132,11 +132,14 @@ func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.
 	if _, missing := proofs.VerifiedBy(sigs, witnesses); len(missing) > 0 {
 		return checkpointAnswer{}, fmt.Errorf("%w: witness %s did not cosign it", client.ErrVerification, missing[0])
 	}
+	if f.witnessed && len(sigs) == 0 {
+		return checkpointAnswer{}, fmt.Errorf("%w: no witness cosigned it", client.ErrVerification)
+	}
 	answer := checkpointAnswer{OK: true, Origin: at.Origin, Size: at.Size, Root: at.Root.String(), Witnesses: sigs, Checkpoint: string(reply.GetCheckpoint())}
 	if answer.Witnesses == nil {
 		answer.Witnesses = []proofs.Cosignature{}
 	}
-	if !since {
+	if f.since == "" {
 		return answer, nil
 	}
 	proof := proofs.ConsistencyProof{Old: old.Size, New: at.Size}

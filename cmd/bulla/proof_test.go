@@ -34,11 +34,14 @@ func TestCheckpointThatContradicts(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, refused := checkCheckpoint(&bullav1.CheckpointReply{Checkpoint: raw}, signer.Key(), old, true, nil)
+	f := checkpointFlags{since: "last", out: filepath.Join(t.TempDir(), "now")}
+	_, refused := checkCheckpoint(&bullav1.CheckpointReply{Checkpoint: raw}, signer.Key(), old, f, nil)
 	if !errors.Is(refused, proofs.ErrVerification) {
 		t.Fatalf("another history: %v", refused)
 	}
-	f := checkpointFlags{since: "last", out: filepath.Join(t.TempDir(), "now")}
+	if _, err := checkCheckpoint(&bullav1.CheckpointReply{Checkpoint: raw}, signer.Key(), old, checkpointFlags{witnessed: true}, nil); !errors.Is(err, client.ErrVerification) {
+		t.Errorf("a witnessed one that nobody cosigned: %v", err)
+	}
 	err = keepRefused(f, signer.Key(), raw, refused)
 	kept, readErr := os.ReadFile(f.out + ".refused")
 	if !errors.Is(err, proofs.ErrVerification) || !strings.Contains(err.Error(), f.out+".refused") || readErr != nil || !bytes.Equal(kept, raw) {
