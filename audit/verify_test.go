@@ -443,3 +443,22 @@ func TestManifestCounts(t *testing.T) {
 		}
 	}
 }
+
+// Whoever has the log's key can commit to another envelope than the event tells of, and to one where it tells of none.
+func TestVerifyReply(t *testing.T) {
+	s := newSigner(t)
+	for name, body := range map[string]event.Body{
+		"another envelope": issued("spiffe://dev.bulla.test/workload", testStart),
+		"one in secret":    event.DecisionDenied{Principal: "spiffe://dev.bulla.test/workload", Decision: decision("DENY")},
+	} {
+		src := newLedger(t, s.Key(), 10)
+		encoding, err := event.New(testStart, "", body).Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.put(Record{Encoding: encoding, EventSalt: event.NewSalt(), ReplySalt: event.NewSalt(), Reply: digest("what the client got")})
+		if _, fault := verify(t, export(t, s, src), s.Key(), VerifyOptions{}); fault == nil || fault.Index != 10 {
+			t.Errorf("%s: %v", name, fault)
+		}
+	}
+}
