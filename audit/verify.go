@@ -60,8 +60,9 @@ type Report struct {
 // place; other errors are those of reading.
 //
 // It checks the checkpoint's signature; the root, from the entries upwards; each tile; each event against
-// the commitments of its leaf, that it names the reply that it commits to, and that it is canonical; that the events can have happened in this order; that there is
-// no file that need not be there, and that each is, byte for byte, what its content is written as.
+// the commitments of its leaf, that it names the reply that it commits to, and that it is canonical; that the events can
+// have happened in this order; that there is no file that need not be there, and that each is, byte for byte, what its
+// content is written as.
 func Verify(ctx context.Context, dir string, key proofs.Key, opts VerifyOptions) (Report, error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {

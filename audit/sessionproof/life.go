@@ -13,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/envelope/proof"
@@ -194,8 +195,8 @@ func (v *verifier) open(e located, b event.SessionIssued) error {
 	if !v.session.ID.IsZero() || b.Session != v.proof.Session {
 		return errors.New("it issues another session, or this one a second time")
 	}
-	if b.Decision.Effect != "PERMIT" {
-		return fmt.Errorf("the decision that it carries is %q", b.Decision.Effect)
+	if err := audit.Permitted(b.Decision); err != nil {
+		return err
 	}
 	if _, err := v.instance(e.index, e.Time.Time()); err != nil {
 		return err
@@ -212,22 +213,33 @@ func (v *verifier) signed(e located) error {
 		return v.receipt(e, b)
 	case event.SessionUsed:
 		r := proof.Request{Method: methodUse, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
-		return v.request(e, r, b.Signature, b.PayloadSHA256 == useRequest(b))
+		return v.request(e, asked{r, b.Decision, b.Signature, b.PayloadSHA256 == useRequest(b)})
 	case event.SessionOperated: // its payload is salted, so that the hash does not tell the input
 		r := proof.Request{Method: methodOperate, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
-		return v.request(e, r, b.Signature, false)
+		return v.request(e, asked{r, b.Decision, b.Signature, false})
 	}
 	return nil
 }
 
-// request checks a signed request. named says that its payload is known to name the session: whoever writes the log could
-// take a request that the same instance made about another one.
-func (v *verifier) request(e located, r proof.Request, signature []byte, named bool) error {
+// asked is a signed request, and what was decided on it. named says that its payload is known to name the session:
+// whoever writes the log could take a request that the same instance made about another one.
+type asked struct {
+	proof.Request
+	decision  event.Decision
+	signature []byte
+	named     bool
+}
+
+// request checks a signed request.
+func (v *verifier) request(e located, r asked) error {
+	if err := audit.Permitted(r.decision); err != nil {
+		return err
+	}
 	key, err := v.instance(e.index, e.Time.Time())
 	if err != nil {
 		return err
 	}
-	if err := proof.VerifyRequest(key, r, signature); err != nil {
+	if err := proof.VerifyRequest(key, r.Request, r.signature); err != nil {
 		return errors.New("the signature of the request is not that of the instance key")
 	}
 	once := string(r.Exporter[:]) + string(r.Nonce[:])
@@ -235,7 +247,7 @@ func (v *verifier) request(e located, r proof.Request, signature []byte, named b
 		return errors.New("the signed request was counted before: each answers a nonce of its own")
 	}
 	v.nonces[once] = true
-	if named {
+	if r.named {
 		v.receipts++
 	} else {
 		v.requests++

@@ -97,6 +97,13 @@ func TestForged(t *testing.T) {
 			bad.Binding[len(bad.Binding)-1] ^= 1
 			s.deliver().add(principal, bad)
 		}, "signature"},
+		"a use that was denied": {func(s *story) {
+			s.issued.Grade, s.issued.Uses, s.issued.Epoch = "gated", 3, "e"
+			s.deliver()
+			bad := s.use(1)
+			bad.Decision.Effect = "DENY"
+			s.add(principal, bad)
+		}, "DENY"},
 		"a denial": {func(s *story) { s.issued.Decision.Effect = "DENY"; s.deliver() }, "DENY"},
 		"a binding of another instance": {func(s *story) {
 			s.bound = s.bind(leaf, other)
