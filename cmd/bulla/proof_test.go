@@ -3,12 +3,16 @@ package main
 import (
 	"bytes"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/status"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit/proofs"
@@ -79,6 +83,35 @@ func TestProofHasALimit(t *testing.T) {
 	_, err := receiveProof(broker, someSession, func() {}, nil)
 	if !errors.Is(err, client.ErrVerification) || broker.items > sessionproof.MaxSize>>20+1 {
 		t.Errorf("after %d MiB: %v", broker.items, err)
+	}
+}
+
+// huge is a broker whose events are larger than events are.
+type huge struct {
+	bullav1.UnimplementedAuditServer
+}
+
+func (huge) Tail(_ *bullav1.TailRequest, out grpc.ServerStreamingServer[bullav1.AuditEvent]) error {
+	return out.Send(&bullav1.AuditEvent{Event: make([]byte, 2*event.MaxSize)})
+}
+
+func TestTailHasALimit(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := grpc.NewServer()
+	bullav1.RegisterAuditServer(s, huge{})
+	go func() { _ = s.Serve(l) }()
+	defer s.Stop()
+	conn, err := grpc.NewClient(l.Addr().String(), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(8<<20)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	to := make(chan *bullav1.AuditEvent, 1)
+	if err := receiveTail(t.Context(), t.Context(), conn, &bullav1.TailRequest{}, to); status.Code(err) != codes.ResourceExhausted || len(to) > 0 {
+		t.Errorf("%d events, %v", len(to), err)
 	}
 }
 
