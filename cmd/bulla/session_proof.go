@@ -54,12 +54,8 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 	if err := sessionID(id); err != nil {
 		return err
 	}
-	if c.Flags().Changed("out") {
-		if err := checkOut(out); err != nil {
-			return err
-		}
-	} else if isTerminal(a.stdout) { // its one spelling has no escapes for what a terminal would obey
-		return usage("the proof is not for a terminal: name a file with --out FILE, or have another program read it")
+	if err := a.proofTarget(c, out); err != nil {
+		return err
 	}
 	var pinned proofs.Key
 	var err error
@@ -109,6 +105,17 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 		_, err := fmt.Fprintf(w, "%d events of session %s in %s\nVerify it with: bulla audit verify-proof %s --key LOG.PUB\n", answer.Events, id, show.Text(out), show.Text(out))
 		return err
 	})
+}
+
+// proofTarget checks where a proof is to go.
+func (a *app) proofTarget(c *cobra.Command, out string) error {
+	switch {
+	case c.Flags().Changed("out"):
+		return checkOut(out)
+	case isTerminal(a.stdout): // its one spelling has no escapes for what a terminal would obey
+		return usage("the proof is not for a terminal: name a file with --out FILE, or have another program read it")
+	}
+	return nil
 }
 
 // readCheckpoint reads a checkpoint that was kept, and opens it.
