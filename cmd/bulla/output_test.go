@@ -28,7 +28,6 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 		Id: "0193f2f0-5c1e-7a40-9a57-0d2f6f1c5a11", State: hostile, Principal: "spiffe://" + hostile + "/" + strings.Repeat(hostile, 9),
 		Secret: hostile, Reason: hostile, Suite: hostile, Instance: hostile, IssuedAt: timestamppb.Now(),
 	}
-	foreign := hostile
 	answers := map[string]func(*app) error{
 		"session": func(a *app) error { return a.printSession(s) },
 		"sessions": func(a *app) error {
@@ -53,6 +52,19 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			}
 			return a.printEvent(&bullav1.AuditEvent{Event: encoded})
 		},
+		"error": func(a *app) error {
+			a.finish(&client.Refusal{Text: hostile, Reasons: []string{hostile}, Requires: json.RawMessage(`"` + "\u202e\u009b" + `"`)})
+			return nil
+		},
+		"warning": func(a *app) error { a.warn("%s", hostile); return nil },
+	}
+	escapes(t, answers)
+}
+
+// TestAbuse_A54_AnswersToQuestions does the same with what auditors and responders are told.
+func TestAbuse_A54_AnswersToQuestions(t *testing.T) {
+	foreign := hostile
+	escapes(t, map[string]func(*app) error{
 		"erased": func(a *app) error {
 			return a.print(eraseAnswer{Subject: hostile, Kept: []string{hostile}}, func(w io.Writer) error {
 				return printErased(w, eraseAnswer{Subject: hostile, Kept: []string{hostile}})
@@ -73,12 +85,12 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			u := &bullav1.SecretUsage{Name: hostile, LastPrincipal: hostile, Notes: []string{hostile}}
 			return a.print(newUsageJSON(u), func(w io.Writer) error { return printUsage(w, u) })
 		},
-		"error": func(a *app) error {
-			a.finish(&client.Refusal{Text: hostile, Reasons: []string{hostile}, Requires: json.RawMessage(`"` + "\u202e\u009b" + `"`)})
-			return nil
-		},
-		"warning": func(a *app) error { a.warn("%s", hostile); return nil },
-	}
+	})
+}
+
+// escapes fails where an answer has something in it that a terminal would obey.
+func escapes(t *testing.T, answers map[string]func(*app) error) {
+	t.Helper()
 	for name, answer := range answers {
 		for _, output := range []string{outputText, outputJSON} {
 			var out bytes.Buffer

@@ -185,10 +185,12 @@ func (r Recorded) contradiction(s policy.Signals, d policy.Decision) string {
 // parseDecision reads a recorded decision, and refuses every encoding but the canonical one.
 func parseDecision(text []byte) (policy.Decision, error) {
 	var d policy.Decision
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&d); err != nil {
-		return policy.Decision{}, fmt.Errorf("the recorded decision can't be read: %w", err)
+	if !canonical.Read(text, &d) {
+		dec := json.NewDecoder(bytes.NewReader(text))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&d); err != nil {
+			return policy.Decision{}, fmt.Errorf("the recorded decision can't be read: %w", err)
+		}
 	}
 	if !bytes.Equal(d.Canonical(), text) {
 		return policy.Decision{}, errors.New("the recorded decision is not in canonical form")
