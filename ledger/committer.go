@@ -59,7 +59,7 @@ func (l *Ledger) publish(ctx context.Context, batch []*waiter, outcomes []Outcom
 			size = max(size, o.Index+1)
 			l.cache.update(o.Changed)
 			l.recent.add(o.Index, batch[i].record.Event)
-			l.subjects.stored(batch[i].record.Subject)
+			l.subjects.stored(batch[i].record.Subject, o.Changed)
 			l.forgetErased(batch[i].record)
 		}
 	}

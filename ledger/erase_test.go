@@ -37,3 +37,30 @@ func TestSpentKeysCanGo(t *testing.T) {
 		}
 	})
 }
+
+// What the erased events did to large rows has to fit into the event that erases them: the key is changed before it is
+// too much. A secret that changes each hour has a long row, and its first delivery of each version writes it.
+func TestKeysAreChangedBeforeTheirRowsAreTooMany(t *testing.T) {
+	l := storetest.Founded(t, storetest.NewMemory(), storetest.Ring(t))
+	const who = "spiffe://dev.bulla.test/hourly"
+	for v := uint32(2); v <= 280; v++ {
+		storetest.Commit(t, l, storetest.SecretVersion(storetest.Secret, v))
+		if v <= 256 {
+			continue
+		}
+		c := storetest.Issue(storetest.Start, time.Hour, 0)
+		body := c.Event.Body.(event.SessionIssued)
+		body.Principal, body.Version = who, v
+		c.Event.Subject, c.Event.Body = who, body
+		storetest.Commit(t, l, c)
+		storetest.Commit(t, l, storetest.Plain(who, event.SessionRevoked{Session: body.Session, Reason: "test"}))
+	}
+	plan, err := l.PlanErasure(t.Context(), ledger.EraseQuery{Subject: who}, storetest.Start, nil)
+	if err != nil || len(plan.Kept) != 0 || plan.Events != 48 {
+		t.Fatalf("%d events would go, kept %q: %v", plan.Events, plan.Kept, err)
+	}
+	for _, e := range plan.Erasures {
+		storetest.Commit(t, l, storetest.Erasure(e, "test", storetest.Start))
+	}
+	storetest.MustCheck(t, l)
+}

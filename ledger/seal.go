@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -21,6 +22,9 @@ const (
 	// subject did is to go and the newer one to stay, it has to lie under another key.
 	maxUnderKey = 1000
 	maxKeyAge   = 24 * time.Hour
+	// maxRowsUnderKey is how many bytes of rows that are not the subject's own may change under one key: the event that
+	// erases has them all. What is on its way at that moment comes on top.
+	maxRowsUnderKey = event.MaxSize / 4
 )
 
 // Entry is an event as the ledger shows it to those who may read it.
@@ -52,11 +56,12 @@ type subjectKey struct {
 	wrapped []byte // nil: it is known to be in the store
 	born    time.Time
 	count   int // bodies that it sealed
+	rows    int // bytes of rows that they changed
 }
 
 // spent reports whether nothing more is sealed under the key.
 func (k subjectKey) spent(now time.Time) bool {
-	return k.count >= maxUnderKey || now.Sub(k.born) >= maxKeyAge
+	return k.count >= maxUnderKey || k.rows >= maxRowsUnderKey || now.Sub(k.born) >= maxKeyAge
 }
 
 // subjectKeys keeps those keys in memory. None is taken up again after it was dropped: the subject gets a new one.
@@ -95,12 +100,17 @@ func (s *subjectKeys) add(subject string, k subjectKey) {
 	s.m[subject] = k
 }
 
-// stored notes that the key with this name is durable.
-func (s *subjectKeys) stored(name string) {
+// stored notes that the key with this name is durable, and what an event under it changed.
+func (s *subjectKeys) stored(name string, changed []Row) {
 	s.Lock()
 	defer s.Unlock()
 	if k, ok := s.m[event.SubjectOf(name)]; ok && k.name == name {
 		k.wrapped = nil
+		for _, r := range changed {
+			if r.Kind != KindSession && r.Kind != KindDenial && !slices.Contains(ownKinds, r.Kind) {
+				k.rows += len(r.Key) + len(r.Value)
+			}
+		}
 		s.m[event.SubjectOf(name)] = k
 	}
 }

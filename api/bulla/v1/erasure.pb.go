@@ -95,7 +95,7 @@ type EraseReply struct {
 	Sessions      int64                  `protobuf:"varint,7,opt,name=sessions,proto3" json:"sessions,omitempty"`
 	Keys          int64                  `protobuf:"varint,8,opt,name=keys,proto3" json:"keys,omitempty"`    // that were destroyed, each by an event
 	By            []int64                `protobuf:"varint,9,rep,packed,name=by,proto3" json:"by,omitempty"` // indexes of these events
-	Kept          []string               `protobuf:"bytes,10,rep,name=kept,proto3" json:"kept,omitempty"`    // what has to stay, and why: nothing was erased then
+	Kept          []string               `protobuf:"bytes,10,rep,name=kept,proto3" json:"kept,omitempty"`    // what has to stay, and why: nothing is erased then, but for what by names
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
