@@ -166,6 +166,11 @@ func (s auditor) CheckRebuild(_ *bullav1.CheckRebuildRequest, out grpc.ServerStr
 	if err != nil {
 		return err
 	}
+	free, err := s.whole(ctx)
+	if err != nil {
+		return err
+	}
+	defer free()
 	said := time.Now()
 	report, err := s.ledger.Check(ctx, func(done, total int64) {
 		if time.Since(said) > signOfLife {

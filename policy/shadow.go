@@ -234,6 +234,18 @@ func (s *Shadow) compare(j shadowJob, d Decision) {
 	}
 }
 
+// Forget takes a principal's rows away; what they counted stays, without its name.
+func (s *Shadow) Forget(principal string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for row, n := range s.rows {
+		if row.Principal == principal {
+			delete(s.rows, row)
+			s.other += n
+		}
+	}
+}
+
 // Report says what the shadow saw so far.
 func (s *Shadow) Report() ShadowReport {
 	s.mu.Lock()

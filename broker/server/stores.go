@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/broker/config"
@@ -83,7 +84,27 @@ func openStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stor
 	if err != nil {
 		return nil, err
 	}
+	if err := bringUp(ctx, filepath.Join(cfg.DataDir, storeFile), ring, log); err != nil {
+		return nil, err
+	}
 	return openWith(ctx, cfg, ring, log)
+}
+
+// bringUpSays is how often it is said how far a ledger of an older format is.
+const bringUpSays = 5 * time.Second
+
+// bringUp makes a ledger of an older format one of this version.
+func bringUp(ctx context.Context, path string, ring *keyring.Ring, log *slog.Logger) error {
+	return sqlite.Upgrade(ctx, path, func(ctx context.Context, snap ledger.Snapshot, put func(ledger.Row) error) error {
+		log.Info("ledger is of an older format and is brought up to date")
+		said := time.Now()
+		return ledger.Upgrade(ctx, snap, ring, func(done, total int64) {
+			if time.Since(said) > bringUpSays || done == total {
+				said = time.Now()
+				log.Info("ledger is being brought up to date", "events", done, "of", total)
+			}
+		}, put)
+	})
 }
 
 func openWith(ctx context.Context, cfg config.Config, ring *keyring.Ring, log *slog.Logger) (_ *stores, err error) {
