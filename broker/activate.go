@@ -17,10 +17,10 @@ import (
 type activation struct {
 	next         candidate
 	source, note string
-	rollback     bool         // it was active before
-	key          string       // bundle key under which its signature verified
-	report       event.Digest // of what was said about its effect
-	proposal     event.ID     // the first person's word, where a second one was wanted
+	rollback     bool     // it was active before
+	key          string   // bundle key under which its signature verified
+	grounds      grounds  // what was said about its effect
+	proposal     event.ID // the first person's word, where a second one was wanted
 	require      []ledger.Precondition
 	op           *operation // who asked for it; nil: the broker itself
 }
@@ -38,7 +38,8 @@ func (b *Broker) activate(ctx context.Context, now time.Time, a activation) (led
 	digest := event.Digest(a.next.revision.Digest())
 	body := event.RevisionActivated{
 		Digest: digest, Sequence: before.sequence + 1, Previous: before.digest, Source: a.source, Note: a.note,
-		Rollback: a.rollback, Key: a.key, Report: a.report, Proposal: a.proposal,
+		Rollback: a.rollback, Key: a.key, Report: a.grounds.digest, Proposal: a.proposal,
+		Text: a.grounds.text, NoReport: a.grounds.none,
 	}
 	if a.op != nil {
 		body.By = a.op.by()

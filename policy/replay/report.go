@@ -34,6 +34,11 @@ type Report struct {
 	Groups []Group `json:"groups"`
 
 	Sweep Sweep `json:"sweep"`
+
+	// LeftOut is how many of Groups and of the sweep's changes were left out so that the report can be kept, and
+	// LeftOutPairs how many of the changes among them open: see Within.
+	LeftOut      int `json:"left_out,omitempty"`
+	LeftOutPairs int `json:"left_out_pairs,omitempty"`
 }
 
 // Matrix counts transitions. DenyPermit counts the inconclusive ones as well, whatever was and came out: see Group.
@@ -119,9 +124,9 @@ type SweepChange struct {
 // Opens is how many recorded requests and how many pairs of the sweep the candidate would or could open: whoever
 // activates it has to answer for these.
 func (r Report) Opens() (recorded uint64, pairs int) {
-	recorded = r.Matrix.DenyPermit + r.Matrix.StepUpPermit
+	recorded, pairs = r.Matrix.DenyPermit+r.Matrix.StepUpPermit, r.LeftOutPairs
 	for _, c := range r.Sweep.Changes {
-		if rank(c.Transition) <= rank(StepUpPermit) {
+		if c.Opens() {
 			pairs++
 		}
 	}
