@@ -198,6 +198,9 @@ func (p *printer) swept(s replay.SweepChange) {
 	if s.Class != "" {
 		what += " (class " + s.Class + ")"
 	}
+	if s.Operation != "" {
+		what += ", to " + s.Operation
+	}
 	if s.Made {
 		what += ", which nobody has put yet"
 	}

@@ -90,6 +90,9 @@ func (r Report) Opening() []string {
 			if c.Class != "" {
 				what += " (class " + c.Class + ")"
 			}
+			if c.Operation != "" {
+				what += " to " + c.Operation
+			}
 			seen[fmt.Sprintf("sweep: %s  %s  %s", c.Transition, c.Principal, what)] = true
 		}
 	}

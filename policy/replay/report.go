@@ -114,7 +114,8 @@ type SweepChange struct {
 	Principal  string   `json:"principal"`
 	Target     string   `json:"target"`
 	Class      string   `json:"class,omitempty"`
-	Made       bool     `json:"made,omitempty"` // there is no such secret: it stands for all that the scope covers
+	Operation  string   `json:"operation,omitempty"` // with a key at grade proxied
+	Made       bool     `json:"made,omitempty"`      // there is no such secret: it stands for all that the scope covers
 	Context    string   `json:"context"`
 	Exercised  bool     `json:"exercised"` // the recordings have a request of the principal for it
 	Lacks      []string `json:"lacks,omitempty"`
@@ -199,7 +200,8 @@ func (r *Report) sort() {
 			cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target))
 	})
 	slices.SortFunc(r.Sweep.Changes, func(a, b SweepChange) int {
-		return cmp.Or(cmp.Compare(rank(a.Transition), rank(b.Transition)), cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Class, b.Class))
+		return cmp.Or(cmp.Compare(rank(a.Transition), rank(b.Transition)), cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Class, b.Class),
+			cmp.Compare(a.Operation, b.Operation))
 	})
 }
 
