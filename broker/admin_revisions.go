@@ -120,7 +120,7 @@ func (b *Broker) checked(ctx context.Context, archive, signature []byte) (candid
 	return loaded, key, err
 }
 
-// keep stages a bundle that was checked. What is staged already, with the same signature, stays as it is.
+// keep stages a bundle that was checked. The newest staging of a bundle counts, with its signature.
 func (s revisions) keep(ctx context.Context, op operation, loaded candidate, body event.RevisionStaged) (ledger.Staged, error) {
 	commit := ledgerCommit(event.New(op.now, op.id.String(), body))
 	commit.Require = []ledger.Precondition{op.permit.active.unchanged()}

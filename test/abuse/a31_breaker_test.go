@@ -1,11 +1,17 @@
 package abuse
 
 import (
+	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
+	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/broker/server"
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
@@ -107,5 +113,26 @@ func TestAbuse_A30_breaker_twice(t *testing.T) {
 	if n := len(of[event.RevisionActivated](r.Events())); n != 5 {
 		t.Errorf("%d activations, want 5", n)
 	}
+	r.Check()
+}
+
+// A configuration that names bundle keys is not taken for a ledger that knows of none, and would take unsigned bundles.
+func TestAbuse_A31_keys_that_only_the_configuration_has(t *testing.T) {
+	t.Parallel()
+	_, public := bundleKey(t)
+	r := rig.Start(t, rig.Config{})
+	r.Stop()
+	cfg := r.Config
+	cfg.Policy.BundleKeys = []string{public}
+	if s, err := server.Open(t.Context(), cfg, server.Options{Log: slog.New(slog.DiscardHandler), DevelopmentKey: r.Authority.DeviceKeyPublic()}); !errors.Is(err, config.ErrInvalid) || !strings.Contains(err.Error(), "bundle-key --add") {
+		t.Errorf("%v, %v", s, err)
+	}
+	if _, err := server.BundleKeysStopped(t.Context(), r.Config, public, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	r.Config = cfg
+	r.Run()
+	_, err := revisionsOf(r, "security").Stage(t.Context(), &bullav1.StageRequest{Archive: r.Archive(func(f map[string]string) { f["manifest.yaml"] += "# new\n" })})
+	code(t, err, codes.InvalidArgument, "not signed")
 	r.Check()
 }
