@@ -135,7 +135,9 @@ func TestShadowClosed(t *testing.T) {
 // does not.
 func TestShadowSeesWhatIsTold(t *testing.T) {
 	t.Parallel()
-	deny := func(covered bool, reasons ...string) Decision { return Decision{Effect: Deny, Covered: covered, Reasons: reasons} }
+	deny := func(covered bool, reasons ...string) Decision {
+		return Decision{Effect: Deny, Covered: covered, Reasons: reasons}
+	}
 	for _, c := range []struct {
 		live, shadow Decision
 		to           string

@@ -96,6 +96,33 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 	r.Check()
 }
 
+// A second person without a report relies on the first one's, which can be found from what is active.
+func TestAbuse_A52_the_first_report_will_do(t *testing.T) {
+	t.Parallel()
+	private, public := bundleKey(t)
+	r := twoPersons(t, private, public, nil)
+	archive := variant(t, r, "new")
+	digest := event.Digest(policy.ArchiveDigest(archive)).String()
+	security, bob := revisionsOf(r, "security"), revisionsOf(r, "bob")
+	if _, err := security.Stage(t.Context(), &bullav1.StageRequest{Archive: archive, Signature: signedBundle(t, archive, private)}); err != nil {
+		t.Fatal(err)
+	}
+	hers := reportOn(t, digest, of[event.RevisionActivated](r.Events())[0].Digest.String(), "hers")
+	if _, err := security.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, Report: hers}); err != nil {
+		t.Fatal(err)
+	}
+	reply, err := bob.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, NoReport: "hers will do"})
+	sum := sha256.Sum256(hers)
+	if v := reply.GetRevision(); err != nil || !v.GetReportKept() || v.GetReportDigest() != hex.EncodeToString(sum[:]) || v.GetNoReport() != "hers will do" {
+		t.Fatalf("%v, %v", reply, err)
+	}
+	got, err := security.GetReports(t.Context(), &bullav1.GetReportsRequest{Digest: digest})
+	if err != nil || len(got.GetReports()) != 1 || !got.GetReports()[0].GetProposal() || !bytes.Equal(got.GetReports()[0].GetReport(), hers) {
+		t.Errorf("%v, %v", got, err)
+	}
+	r.Check()
+}
+
 // Who makes no report says why, and the reason is on the record of both.
 func TestAbuse_A52_no_report_needs_a_reason(t *testing.T) {
 	t.Parallel()
