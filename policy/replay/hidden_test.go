@@ -1,10 +1,12 @@
 package replay_test
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/policy/replay"
@@ -167,4 +169,38 @@ func TestSweepKnowsWhatItDidNotTry(t *testing.T) {
 	opens(t, r, replay.Inconclusive, "auditor", "demo/a")
 	r = sweepOf(t, bundle(t, rule("input.now > 8102444800000000")...), bundle(t, rule("input.now > 4102444800000000")...), "demo/a standard")
 	opens(t, r, replay.Inconclusive, "auditor", "demo/a")
+}
+
+// TestWhatIfWithoutEnd: a candidate that does not come to an end is no reason to wait for it for days, and where it does
+// so once, that is INCONCLUSIVE, in the sweep as well.
+func TestWhatIfWithoutEnd(t *testing.T) {
+	t.Parallel()
+	old := bundle(t)
+	endless := func(secrets string) *policy.Revision {
+		return bundle(t, "rego/deliver.rego", "", "\nfew := [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]\n\npermit if {\n\tinput.resource.secret.name in {"+secrets+"}\n\tinput.principal.id == \"spiffe://dev.bulla.test/stranger\"\n"+
+			"\tsome a in few\n\tsome b in few\n\tsome c in few\n\tsome d in few\n\tsome e in few\n\tsome f in few\n\tsome g in few\n\tsome h in few\n\tsome i in few\n\tsum([a, b, c, d, e, f, g, h, i]) < 0\n}\n")
+	}
+	ask := func(candidate *policy.Revision, n int, names ...string) (replay.Report, error) {
+		var all []replay.Recorded
+		for i := range n {
+			all = append(all, recorded(t, old, int64(i), delivery("stranger", "demo/a", "standard")))
+		}
+		var facts []replay.SecretFacts
+		for _, name := range names {
+			facts = append(facts, replay.SecretFacts{Name: name, Class: "standard", Version: 1})
+		}
+		opts := replay.WhatIfOptions{Library: library(old), Candidate: candidate, Principal: domain + "stranger", Limit: 100 * time.Millisecond}
+		return replay.WhatIf(t.Context(), opts, sequence(all...), func() (replay.Base, error) { return replay.Base{Active: old, Secrets: facts}, nil })
+	}
+	if _, err := ask(endless(`"demo/a"`), 20); !errors.Is(err, replay.ErrEndless) {
+		t.Errorf("recordings: %v", err)
+	}
+	if _, err := ask(endless(`"demo/b", "demo/c", "demo/d", "demo/e", "demo/f"`), 1, "demo/b", "demo/c", "demo/d", "demo/e", "demo/f"); !errors.Is(err, replay.ErrEndless) {
+		t.Errorf("the sweep: %v", err)
+	}
+	r, err := ask(endless(`"demo/b"`), 1, "demo/b")
+	if err != nil {
+		t.Fatal(err)
+	}
+	opens(t, r, replay.Inconclusive, "stranger", "demo/b")
 }

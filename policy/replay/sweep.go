@@ -81,6 +81,7 @@ type swept struct {
 	pair
 	change      SweepChange
 	evaluations uint64
+	endless     bool // the candidate reached the limit
 }
 
 // sweep asks both revisions about every pair that their difference could touch.
@@ -99,6 +100,9 @@ func (w *whatIf) sweep(ctx context.Context, b Base) error {
 	otherRules := len(rewritten(was, now)) > 0
 	return ordered(ctx, w.opts.Workers, oneAtOnce, seq, func(ctx context.Context, p pair) swept { return w.try(ctx, b.Active, diff, otherRules, p) }, func(s swept) error {
 		r.Evaluations += s.evaluations
+		if err := w.ended(s.endless); err != nil {
+			return err
+		}
 		if w.opts.Progress != nil {
 			w.opts.Progress()
 		}
@@ -257,14 +261,23 @@ func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change
 			break
 		}
 		s := p.signals(c)
-		was, now := active.Judge(ctx, s), w.opts.Candidate.Judge(ctx, s)
+		limited, stop := context.WithTimeout(ctx, w.opts.Limit)
+		was, now := active.Judge(ctx, s), w.opts.Candidate.Judge(limited, s)
+		stop()
 		out.evaluations += 2
+		if out.endless = now.TimedOut; out.endless { // it would not end in the next context either
+			out.change = SweepChange{
+				Transition: Inconclusive, Principal: p.principal, Target: p.target(), Class: p.class(), Operation: p.operation, Made: p.made,
+				Context: c.Name, Lacks: []string{"an answer: " + now.Fault}, Exercised: w.exercised[p.principal+"\x00"+p.target()],
+			}
+			break
+		}
 		t := transition(was, now, nil)
 		last := c.Name == p.best.Name && now.Effect != policy.Permit && was.Effect != policy.Permit
 		if rank(t) >= worst && !last {
 			continue
 		}
-		cmp := compared{old: active, was: was, candidate: w.opts.Candidate}
+		cmp := compared{old: active, was: was, candidate: w.opts.Candidate, limit: w.opts.Limit}
 		cmp.run(ctx, s)
 		if last {
 			cmp.lacks = append(cmp.lacks, cmp.untried(ctx, s, diff, rewritten)...)
