@@ -24,7 +24,7 @@ const (
 	// stopGrace is how long a sink may go on after the pump was told to stop.
 	stopGrace = 2 * time.Second
 	// stale is how long a page that does not arrive is kept: then it is read again, since events may be erased meanwhile.
-	stale = 10 * time.Minute
+	stale = time.Minute
 	// silence is after how long without an answer a sink is said to hang.
 	silence = 15 * time.Second
 	// patience is after how long the event before the position is said to be away; a source that knows better says so before.

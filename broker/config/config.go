@@ -78,7 +78,7 @@ type Policy struct {
 	HoldMinimum      int `yaml:"hold_minimum"`
 	// BundleKeys are PEM files with the public keys under which bundles are signed. `server init` writes them into the
 	// ledger, and from then on only signed bundles are activated. Later changes here have no effect: see
-	// `bulla server bundle-key`.
+	// `bulla server bundle-key`; but a broker with keys here, and none in its ledger, does not start.
 	BundleKeys []string `yaml:"bundle_keys"`
 	// BundleServer is an OPA bundle server, whose bundles are staged as they change; it needs bundle keys.
 	BundleServer BundleServer `yaml:"bundle_server"`

@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/bulla-project/bulla/policy"
 )
@@ -21,9 +23,20 @@ type WhatIfOptions struct {
 	Workers   int              // 0: one on every core
 	// Principal and Secret narrow what is judged and swept, where they are set.
 	Principal, Secret string
+	// Limit is how long the candidate may take for one evaluation, which is watched here and far slower than at a broker;
+	// 0: ten seconds.
+	Limit time.Duration
 	// Progress, if set, is called now and then while the work goes on.
 	Progress func()
 }
+
+const (
+	defaultLimit = 10 * time.Second
+	maxEndless   = 5 // evaluations
+)
+
+// ErrEndless says that the candidate ran into the limit again and again, so that the comparison was given up.
+var ErrEndless = errors.New("the candidate kept running into the time limit of an evaluation, and a broker would deny everything by it")
 
 // Base is what the sweep starts from, which is known when the record has been read.
 type Base struct {
@@ -53,6 +66,9 @@ type judged struct {
 // WhatIf judges each decision of seq by the candidate, and compares it with what was recorded. Then it sweeps over what
 // could be asked and was not, from what base gives, which is called when seq has ended.
 func WhatIf(ctx context.Context, opts WhatIfOptions, seq iter.Seq2[Recorded, error], base func() (Base, error)) (Report, error) {
+	if opts.Limit <= 0 {
+		opts.Limit = defaultLimit
+	}
 	w := &whatIf{opts: opts, groups: map[string]*Group{}, samples: newSamples(), exercised: map[string]bool{}}
 	digest := opts.Candidate.Digest()
 	w.report = Report{
@@ -91,6 +107,18 @@ type whatIf struct {
 	book    book
 	// exercised are the pairs of principal and target that the recordings have.
 	exercised map[string]bool
+	endless   int // evaluations of the candidate that reached the limit; take's
+}
+
+// ended counts an evaluation that reached the limit.
+func (w *whatIf) ended(timedOut bool) error {
+	if timedOut {
+		w.endless++
+	}
+	if w.endless >= maxEndless {
+		return fmt.Errorf("%w: %d times %s", ErrEndless, w.endless, w.opts.Limit)
+	}
+	return nil
 }
 
 func (w *whatIf) judge(ctx context.Context, r Recorded) judged {
@@ -131,7 +159,7 @@ func (w *whatIf) judge(ctx context.Context, r Recorded) judged {
 		j.aside = true
 		return j
 	}
-	c := compared{old: old, was: j.was, candidate: w.opts.Candidate}
+	c := compared{old: old, was: j.was, candidate: w.opts.Candidate, limit: w.opts.Limit}
 	c.run(ctx, j.signals)
 	j.now, j.lacks, j.detail = c.now, c.lacks, c.detail
 	j.transition = transition(j.was, j.now, j.lacks)
@@ -147,6 +175,7 @@ type compared struct {
 	was, now       policy.Decision
 	lacks          []string
 	detail         string
+	limit          time.Duration      // of the candidate
 	explanation    policy.Explanation // of now
 	before         *policy.Explanation
 }
@@ -154,7 +183,9 @@ type compared struct {
 // run judges the request by the candidate, and finds out what it reads that the request lacks and that the old revision
 // did not read.
 func (c *compared) run(ctx context.Context, s policy.Signals) {
-	c.explanation = c.candidate.Explain(ctx, s)
+	limited, stop := context.WithTimeout(ctx, c.limit)
+	c.explanation = c.candidate.Explain(limited, s)
+	stop()
 	c.now = c.explanation.Decision
 	if c.now.TimedOut || policy.OfEngine(c.now.Fault) {
 		c.lacks = []string{"an answer: " + c.now.Fault}
@@ -224,6 +255,9 @@ func (w *whatIf) take(j judged) error {
 	if j.skipped != "" {
 		w.report.Skipped[j.skipped] += max(1, j.rec.Count)
 		return nil
+	}
+	if err := w.ended(j.now.TimedOut); err != nil {
+		return err
 	}
 	r := &w.report
 	r.Decisions++
