@@ -47,12 +47,24 @@ type Report struct {
 	// cosignatures of those that were asked for.
 	Witnessed *int64               `json:"witnessed"`
 	Witnesses []proofs.Cosignature `json:"witnesses"`
+	// Restores are the events by which the ledger went on from a backup, in a log of another name.
+	Restores []Restore `json:"restores"`
 	// Erased is how many entries can't be read, each by an event of the log that says so.
 	Erased int64 `json:"erased"`
 	// ManifestSHA256 stands for every byte of the export.
 	ManifestSHA256 event.Digest `json:"manifest_sha256"`
 	// Summary is the result in one sentence.
 	Summary string `json:"summary"`
+}
+
+// Restore is the beginning of an incarnation that is not the first one.
+type Restore struct {
+	Index       int64  `json:"index"` // of its event; the entries before are those of the log before
+	Incarnation uint32 `json:"incarnation"`
+	Origin      string `json:"origin"`
+	// Known is how many entries of log KnownOrigin there had been, as far as was known.
+	Known       int64  `json:"known"`
+	KnownOrigin string `json:"known_origin"`
 }
 
 // Verify reads every file of the export in dir and reports whether all of it is what the log's key signed. It needs
@@ -400,9 +412,18 @@ func (v *verifier) against(context.Context) error {
 	if v.opts.Against == nil {
 		return nil
 	}
-	old, sigs, err := v.key.OpenCosigned(v.opts.Against, v.opts.Witnesses)
+	key, end := v.key, v.checkpoint.Size
+	before := v.history.before(v.opts.Against)
+	if before != nil {
+		key, end = before.key, before.end
+	}
+	old, sigs, err := key.OpenCosigned(v.opts.Against, v.opts.Witnesses)
 	if err != nil {
 		return faultIn(checkpointName, "the checkpoint to compare with can't be used: %s", reason(err))
+	}
+	if before != nil && old.Size > end {
+		return faultAt(checkpointName, end, "the ledger was restored here, from a backup: of the %d entries of log %s that the checkpoint to compare with signs, those from %d on are not in this log. Keep it as it is: it proves that they were there",
+			old.Size, old.Origin, end)
 	}
 	if err := v.extends(checkpointName, old); err != nil {
 		return err
@@ -496,6 +517,13 @@ func (v *verifier) report() Report {
 	if v.older != nil {
 		r.Against = &v.older.Size
 		r.Summary = fmt.Sprintf("consistent up to %d%s, and extends the checkpoint of size %d", r.Size, erased, v.older.Size)
+		if v.older.Origin != r.Origin {
+			r.Summary += " of log " + v.older.Origin
+		}
+	}
+	r.Restores = v.history.restores()
+	for _, b := range r.Restores {
+		r.Summary += fmt.Sprintf("; restored from a backup by entry %d, when %d entries of %s were known", b.Index, b.Known, b.KnownOrigin)
 	}
 	if v.witnessed != nil {
 		r.Witnessed = &v.witnessed.Size
