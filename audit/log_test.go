@@ -332,7 +332,7 @@ func TestAbuse_A49_incarnations(t *testing.T) {
 		outside := filepath.Join(t.TempDir(), "checkpoint")
 		writeFile(t, outside, sign(t, s[1], src.prefix(5)))
 		_, err := Open(t.Context(), Config{Dir: t.TempDir(), Origin: s[0].Origin(), Signer: s[0], Source: src, OutsideCheckpoint: outside})
-		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), "another copy of the store was restored") {
+		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), "one of them is from before a restore") {
 			t.Errorf("%s beside %s: %v", s[0].Origin(), s[1].Origin(), err)
 		}
 	}

@@ -81,7 +81,7 @@ func (l *Log) read(path string) (head, error) {
 	c, err := l.Key().Open(raw)
 	if err != nil {
 		if is, unread := proofs.Peek(raw); unread == nil && is.Origin != l.cfg.Origin {
-			return head{}, fmt.Errorf("%w: the checkpoint in %s is of log %s, and this is %s: another copy of the store was restored and goes on", ErrRollback, path, is.Origin, l.cfg.Origin)
+			return head{}, fmt.Errorf("%w: the checkpoint in %s is of log %s, and this is %s: one of them is from before a restore", ErrRollback, path, is.Origin, l.cfg.Origin)
 		}
 		return head{}, fmt.Errorf("checkpoint in %s: %w", path, err)
 	}
