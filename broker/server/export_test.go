@@ -8,11 +8,9 @@ import (
 	"github.com/bulla-project/bulla/broker/config"
 )
 
-// ErrCut says that RestoreCut stopped where it was told to.
-var ErrCut = errors.New("cut")
-
-// RestoreCut is RestoreStopped with Confirm by a process that ends after so many steps: nothing is undone.
-func RestoreCut(ctx context.Context, cfg config.Config, steps int) (err error) {
+// RestoreCut is RestoreStopped with Confirm by a process that ends with the error of before, which is asked ahead of each
+// step: nothing is undone.
+func RestoreCut(ctx context.Context, cfg config.Config, before func(step int) error) (err error) {
 	s, err := openStores(ctx, cfg, slog.New(slog.DiscardHandler))
 	if err != nil {
 		return err
@@ -22,11 +20,10 @@ func RestoreCut(ctx context.Context, cfg config.Config, steps int) (err error) {
 	if err := r.look(ctx, nil); err != nil {
 		return err
 	}
-	for _, step := range r.steps() {
-		if steps == 0 {
-			return ErrCut
+	for i, step := range r.steps() {
+		if err := before(i); err != nil {
+			return err
 		}
-		steps--
 		if err := step(ctx); err != nil {
 			return err
 		}

@@ -3,11 +3,14 @@ package server_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -105,10 +108,14 @@ func TestRestoreIsTakenUp(t *testing.T) {
 		if err := os.WriteFile(outside, newest, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		switch err := server.RestoreCut(t.Context(), r.Config, steps); {
-		case err == nil:
-			cut = false
-		case !errors.Is(err, server.ErrCut):
+		errCut := errors.New("cut")
+		err = server.RestoreCut(t.Context(), r.Config, func(step int) error {
+			if step == steps {
+				return errCut
+			}
+			return nil
+		})
+		if cut = err != nil; cut && !errors.Is(err, errCut) {
 			t.Fatalf("after %d steps: %v", steps, err)
 		}
 		if cut {
@@ -295,4 +302,95 @@ func tree(t *testing.T, dir string) map[string]string {
 		t.Fatal(err)
 	}
 	return out
+}
+
+// Another broker that signs while a restore is under way is found out, and nothing of its own is overwritten. A key that
+// came with the backup is not used.
+func TestRestoreNotices(t *testing.T) {
+	r := behind(t)
+	outside := r.Config.Log.CheckpointCopy
+	stale := filepath.Join(r.Config.DataDir, "log.key.next")
+	if err := os.WriteFile(stale, []byte("from the backup"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	old, err := os.ReadFile(filepath.Join(r.Config.DataDir, "log", "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = server.RestoreCut(t.Context(), r.Config, func(step int) error {
+		if step == 5 {
+			return os.WriteFile(outside, old, 0o600)
+		}
+		return nil
+	})
+	if err == nil || !strings.Contains(err.Error(), "has changed meanwhile") {
+		t.Errorf("with a checkpoint outside that changes: %v", err)
+	}
+	if now, err := os.ReadFile(outside); err != nil || !bytes.Equal(now, old) {
+		t.Errorf("the checkpoint outside is %q, %v", now, err)
+	}
+	first, err := os.ReadFile(stale)
+	if err != nil || string(first) == "from the backup" {
+		t.Errorf("the next key is %q, %v", first, err)
+	}
+	if err := opens(t, r); !errors.Is(err, server.ErrLogKey) {
+		t.Errorf("the broker starts, or: %v", err)
+	}
+	if _, err := server.RestoreStopped(t.Context(), r.Config, server.RestoreOptions{Confirm: true}); err != nil {
+		t.Fatal(err)
+	}
+	if now, err := os.ReadFile(filepath.Join(r.Config.DataDir, "log.key")); err != nil || !bytes.Equal(now, first) {
+		t.Errorf("the log key is not the one that the event names: %v", err)
+	}
+}
+
+// Exports go on after a restore that brought their positions back with the ledger, and under the log's first name.
+func TestRestoreKeepsExports(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "events.jsonl")
+	r := rig.Start(t, rig.Config{Edit: func(c *config.Config) {
+		c.Log.CheckpointCopy = filepath.Join(filepath.Dir(c.DataDir), "outside")
+		c.Export = config.Export{Sinks: []config.ExportSink{{Name: "file", File: file}}}
+	}})
+	codes := func() map[string]string { // of what has arrived, by uid: the last page comes again after a stop
+		text, _ := os.ReadFile(file)
+		out := map[string]string{}
+		for line := range strings.Lines(string(text)) {
+			var o struct {
+				Metadata struct {
+					UID  string `json:"uid"`
+					Code string `json:"event_code"`
+				}
+			}
+			if json.Unmarshal([]byte(line), &o) == nil {
+				out[o.Metadata.UID] = o.Metadata.Code
+			}
+		}
+		return out
+	}
+	// arrived waits until all that the ledger has is in the file, each under its index and id.
+	arrived := func() {
+		for i, e := range r.Events() {
+			uid := fmt.Sprintf("%s#%d#%s", r.Config.Log.Origin, i, e.ID)
+			eventually(t, uid+" arrives", func() bool { return codes()[uid] == string(e.Body.EventType()) })
+		}
+	}
+	r.Put("demo/hello", "standard", "one")
+	arrived()
+	r.Stop()
+	old := t.TempDir()
+	copyTo(t, r.Config.DataDir, old)
+	r.Run()
+	r.Put("demo/hello", "standard", "two")
+	arrived()
+	r.Stop()
+	replace(t, old, r.Config.DataDir)
+	if _, err := server.RestoreStopped(t.Context(), r.Config, server.RestoreOptions{Confirm: true}); err != nil {
+		t.Fatal(err)
+	}
+	r.Run()
+	r.Put("demo/hello", "standard", "three")
+	arrived()
+	if !slices.Contains(slices.Collect(maps.Values(codes())), string(event.TypeRestored)) {
+		t.Error("the restore is not in the export")
+	}
 }

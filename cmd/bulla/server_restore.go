@@ -110,7 +110,7 @@ func restoreText(w io.Writer, r server.Restoration) error {
 	}
 	fields = append(fields, show.Field{Name: "store", Value: fmt.Sprintf("%d events, root %s", r.Size, r.Root)})
 	for _, k := range r.Known {
-		fields = append(fields, show.Field{Name: "signed", Value: knownText(k)})
+		fields = append(fields, show.Field{Name: "signed", Value: knownText(r, k)})
 	}
 	next := show.Field{Name: "next", Value: r.NextOrigin}
 	sessions := show.Field{Name: "sessions", Value: fmt.Sprintf("%d would end", r.Live)}
@@ -133,11 +133,15 @@ func said(w io.Writer, fields []show.Field, next string) error {
 	return err
 }
 
-func knownText(k server.KnownCheckpoint) string {
+func knownText(r server.Restoration, k server.KnownCheckpoint) string {
 	text := fmt.Sprintf("%d events of %s (%s), root %s: ", k.Size, k.Origin, k.Where, k.Root)
 	switch {
+	case k.Incarnation < r.Incarnation && r.State == server.RestoreWhole:
+		return text + "of before a restore; move it away, the broker does not start beside it"
+	case k.Incarnation < r.Incarnation:
+		return text + "of before a restore"
 	case k.Held:
-		return text + "they are here, or known to be lost"
+		return text + "they are here"
 	case !k.Verified:
 		return text + "not here, and signed with a key that this copy does not know"
 	}
