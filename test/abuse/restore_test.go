@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/audit/sessionproof"
+	"github.com/bulla-project/bulla/audit/witness/xtest"
 	"github.com/bulla-project/bulla/broker/config"
 	"github.com/bulla-project/bulla/broker/server"
 	"github.com/bulla-project/bulla/client"
@@ -371,6 +373,59 @@ func TestAbuse_A49_mixed_and_kept(t *testing.T) {
 	r.Run()
 	x := exported(t, r)
 	if f := fault(t, x.write(t), x.Key, audit.VerifyOptions{Against: outsideOf(t, r)}); f != nil {
+		t.Error(f)
+	}
+	r.Check()
+}
+
+// Without a copy outside only a witness knows what was signed: it refuses, and the checkpoint that it cosigned is what the
+// restore is begun by. The witness takes the new log as a new one.
+func TestAbuse_A49_witnessed_restore(t *testing.T) {
+	w := xtest.Start(t, "witness.example/w1")
+	published := t.TempDir()
+	r := rig.Start(t, rig.Config{Edit: func(c *config.Config) {
+		c.Log.Witnesses = config.Witnesses{Quorum: 1, Every: 50 * time.Millisecond, List: []config.Witness{{Key: w.Key, URL: w.URL}}}
+		c.Log.Publish = []config.Publication{{Directory: published}}
+	}})
+	w.Know(t, r.Server.LogKey())
+	r.Put("demo/hello", "standard", "one")
+	r.Stop()
+	old := copyOf(t, r.Config.DataDir)
+	r.Run()
+	r.Put("demo/hello", "standard", "two")
+	first := logKey(t, r)
+	cosigned := func(key proofs.Key, size int64) func() bool {
+		return func() bool {
+			raw, err := os.ReadFile(filepath.Join(published, "checkpoint"))
+			at, sigs, unread := key.OpenCosigned(raw, nil)
+			return err == nil && unread == nil && len(sigs) == 1 && at.Size >= size
+		}
+	}
+	events := r.Events()
+	eventually(t, "the newest checkpoint is cosigned and published", cosigned(first, int64(len(events))))
+	kept, err := os.ReadFile(filepath.Join(published, "checkpoint"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Stop()
+	restore(t, old, r.Config.DataDir)
+	if _, err := server.RestoreStopped(t.Context(), r.Config, server.RestoreOptions{Confirm: true}); !errors.Is(err, server.ErrWhole) {
+		t.Errorf("with nothing here that shows a loss: %v", err)
+	}
+	done, err := server.RestoreStopped(t.Context(), r.Config, server.RestoreOptions{Confirm: true, Checkpoint: kept})
+	if err != nil || done.State != server.RestoreDone || done.Lost < 1 {
+		t.Fatalf("%+v, %v", done, err)
+	}
+	w.Know(t, first.String(), done.LogKey)
+	r.Run()
+	r.Put("demo/hello", "standard", "three")
+	eventually(t, "the new log is cosigned", cosigned(logKey(t, r), done.Size+2))
+	known := r.Events()[done.Size].Body.(event.Restored).Known
+	if _, sigs, err := first.OpenCosigned(known.Signed, nil); err != nil || len(sigs) != 1 || known.Size < int64(len(events)) {
+		t.Errorf("the event carries %d entries, %d cosignatures, %v", known.Size, len(sigs), err)
+	}
+	x := exported(t, r)
+	if f := fault(t, x.write(t), x.Key, audit.VerifyOptions{}); f != nil {
 		t.Error(f)
 	}
 	r.Check()
