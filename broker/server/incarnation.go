@@ -78,10 +78,7 @@ func (r *restorer) setLogAside(context.Context) error {
 	if err != nil {
 		return err
 	}
-	if _, err := os.Lstat(to); !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("%s is there already: move it away", to)
-	}
-	if err := os.Rename(dir, to); err != nil {
+	if err := os.Rename(dir, to); err != nil { // over nothing but an empty directory
 		return err
 	}
 	r.found.Kept = append(r.found.Kept, to)
