@@ -324,20 +324,6 @@ func TestAbuse_A49_rollback(t *testing.T) {
 	}
 }
 
-// TestAbuse_A49_incarnations: where the log goes on in another incarnation, a copy of the one before or after signs nothing.
-func TestAbuse_A49_incarnations(t *testing.T) {
-	first, second := newSigner(t), signerOf(t, proofs.Incarnation(testOrigin, 2))
-	src := newLedger(t, first.Key(), 20)
-	for _, s := range [][2]*proofs.Signer{{first, second}, {second, first}} {
-		outside := filepath.Join(t.TempDir(), "checkpoint")
-		writeFile(t, outside, sign(t, s[1], src.prefix(5)))
-		_, err := Open(t.Context(), Config{Dir: t.TempDir(), Origin: s[0].Origin(), Signer: s[0], Source: src, OutsideCheckpoint: outside})
-		if !errors.Is(err, ErrRollback) || !strings.Contains(err.Error(), "one of them is from before a restore") {
-			t.Errorf("%s beside %s: %v", s[0].Origin(), s[1].Origin(), err)
-		}
-	}
-}
-
 // TestAbuse_A49_running: the store is replaced under a running log.
 func TestAbuse_A49_running(t *testing.T) {
 	s := newSigner(t)
