@@ -101,15 +101,20 @@ func faultIn(file, format string, args ...any) *Fault { return faultAt(file, -1,
 // events that deliver one, or none. It is how a salt that the recipient kept is held against the record: the event has to
 // name the envelope that the recipient got.
 func OpenReply(leaf event.Leaf, salt event.Salt, body event.Body) (event.Digest, error) {
-	var delivered event.Digest
-	switch b := body.(type) {
-	case event.SessionIssued:
-		delivered = b.EnvelopeDigest
-	case event.ShareIssued:
-		delivered = b.EnvelopeDigest
-	}
-	if event.CommitReply(delivered, salt) == leaf.Reply {
-		return delivered, nil
+	named := delivered(body)
+	if event.CommitReply(named, salt) == leaf.Reply {
+		return named, nil
 	}
 	return event.Digest{}, fmt.Errorf("%w: the reply that the leaf of a %s event commits to is not the one that the event records", proofs.ErrVerification, body.EventType())
+}
+
+// delivered is the digest of the envelope that an event says was delivered; zero: none.
+func delivered(body event.Body) event.Digest {
+	switch b := body.(type) {
+	case event.SessionIssued:
+		return b.EnvelopeDigest
+	case event.ShareIssued:
+		return b.EnvelopeDigest
+	}
+	return event.Digest{}
 }

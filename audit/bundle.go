@@ -156,8 +156,13 @@ func openLine(line []byte, index int64, leaf event.Leaf) (e event.Event, erased 
 	if r.Leaf() != leaf {
 		return event.Event{}, 0, errors.New("it is not the event, salt or reply that the entry commits to")
 	}
-	e, err = event.Decode(r.Encoding)
-	return e, 0, err
+	if e, err = event.Decode(r.Encoding); err != nil {
+		return event.Event{}, 0, err
+	}
+	if delivered(e.Body) != r.Reply {
+		return event.Event{}, 0, errors.New("the reply that the client got is not the one that the event records")
+	}
+	return e, 0, nil
 }
 
 // splitLines cuts after each newline, and keeps it; what comes after the last one is a line too.

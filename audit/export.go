@@ -126,9 +126,12 @@ func (x *exporter) run(ctx context.Context) (Manifest, error) {
 // witnessed writes the cosigned checkpoint, if it is one of the log that is exported. rest are the hashes after the last
 // full bundle.
 func (x *exporter) witnessed(rest []proofs.Hash) error {
-	at, _, err := x.cfg.Key.OpenCosigned(x.cfg.Witnessed, nil)
+	at, sigs, err := x.cfg.Key.OpenCosigned(x.cfg.Witnessed, nil)
 	if err != nil {
 		return faultIn(witnessedName, "%s", reason(err))
+	}
+	if len(sigs) == 0 {
+		return faultIn(witnessedName, "no witness cosigned it")
 	}
 	read := func(name string) ([]byte, error) { return os.ReadFile(filepath.Join(x.dir, filepath.FromSlash(name))) }
 	if err := extends(witnessedName, at, x.checkpoint.Size, x.tree, rest, read); err != nil {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -126,4 +127,28 @@ func FuzzManifest(f *testing.F) {
 			t.Errorf("%q is not canonical: %v", data, err)
 		}
 	})
+}
+
+// A checkpoint that nobody cosigned is not taken for a witnessed one.
+func TestWitnessedByNobody(t *testing.T) {
+	s := newSigner(t)
+	src := newLedger(t, s.Key(), 300)
+	plain := sign(t, s, src.prefix(260))
+	cfg := ExportConfig{Checkpoint: sign(t, s, src), Key: s.Key(), Events: src, Witnessed: plain}
+	if _, err := Export(t.Context(), filepath.Join(t.TempDir(), "x"), cfg); !errors.Is(err, proofs.ErrVerification) {
+		t.Errorf("exported: %v", err)
+	}
+	files := readTree(t, export(t, s, src))
+	m, err := ParseManifest(files[manifestName])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Files = slices.Insert(m.Files, 1, listed(witnessedName, plain))
+	files[witnessedName] = plain
+	if files[manifestName], err = m.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if _, fault := verify(t, writeTree(t, files), s.Key(), VerifyOptions{}); fault == nil || fault.File != witnessedName {
+		t.Errorf("verified: %v", fault)
+	}
 }

@@ -10,9 +10,10 @@ import (
 )
 
 // history checks that events, in the order of their indexes, can have happened: the first one, and no other, is the
-// genesis of this very log, or of one that it goes on from by restores; no event id comes twice; no session lives twice, before its delivery or
-// after its end; that an event was erased only where a later one says so. It trusts that the events are those that the log has. Its memory grows by about a hundred
-// bytes an event.
+// genesis of this very log, or of one that it goes on from by restores; no event id comes twice; no session lives twice,
+// before its delivery or after its end, and nothing is given out on a decision that does not permit it; that an event was
+// erased only where a later one says so. It trusts that the events are those that the log has. Its memory grows by about
+// a hundred bytes an event.
 type history struct {
 	key      proofs.Key
 	next     int64
@@ -67,7 +68,7 @@ func (h *history) add(e event.Event, erased int64) error {
 func (h *history) applySessions(e event.Event) error {
 	switch b := e.Body.(type) {
 	case event.SessionIssued:
-		return h.start(b.Session, e)
+		return h.start(b, e)
 	case event.SessionConfirmed:
 		return h.apply(b.Session, e)
 	case event.SessionRevoked:
@@ -75,9 +76,9 @@ func (h *history) applySessions(e event.Event) error {
 	case event.SessionClosed:
 		return h.apply(b.Session, e)
 	case event.SessionUsed:
-		return h.apply(b.Session, e)
+		return h.use(b.Session, b.Decision, e)
 	case event.SessionOperated:
-		return h.apply(b.Session, e)
+		return h.use(b.Session, b.Decision, e)
 	case event.SessionsExpired:
 		return h.applyAll(b.Sessions, e)
 	case event.SessionsRevoked:
@@ -88,7 +89,26 @@ func (h *history) applySessions(e event.Event) error {
 	return nil // about no session
 }
 
-func (h *history) start(id event.ID, e event.Event) error {
+// Permitted checks the decision behind what was given out.
+func Permitted(d event.Decision) error {
+	if d.Effect != "PERMIT" {
+		return fmt.Errorf("the decision that it carries is %q", d.Effect)
+	}
+	return nil
+}
+
+func (h *history) use(id event.ID, d event.Decision, e event.Event) error {
+	if err := Permitted(d); err != nil {
+		return err
+	}
+	return h.apply(id, e)
+}
+
+func (h *history) start(b event.SessionIssued, e event.Event) error {
+	if err := Permitted(b.Decision); err != nil {
+		return err
+	}
+	id := b.Session
 	_, live := h.sessions[id]
 	_, ended := h.ended[id]
 	if live || ended || id.IsZero() {

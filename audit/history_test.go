@@ -30,7 +30,11 @@ func TestVerifyHistory(t *testing.T) {
 	use := func(after time.Duration, number uint32) event.Event {
 		return later(after, event.SessionUsed{Session: exhausted.Session, Number: number, Decision: decision("PERMIT")})
 	}
+	denied := delivery
+	denied.Decision = decision("DENY")
 	for name, events := range map[string][]event.Event{
+		"delivered though denied":       {later(0, denied)},
+		"used though denied":            {gated, later(1, event.SessionUsed{Session: exhausted.Session, Number: 1, Decision: decision("STEP_UP")})},
 		"session confirmed twice":       {open, later(1, confirmed), later(2, confirmed)},
 		"session of nowhere confirmed":  {later(1, confirmed)},
 		"confirmed after revocation":    {open, later(1, event.SessionRevoked{Session: delivery.Session}), later(2, confirmed)},

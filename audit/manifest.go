@@ -44,7 +44,13 @@ type Manifest struct {
 	Revisions bool
 }
 
-// manifestHead is the first line of a manifest, manifestWhole all of it.
+// The parts of a manifest between its head and its files, and after them.
+const (
+	filesKey    = `,"files":[`
+	manifestEnd = "\n]}\n"
+)
+
+// manifestHead is the first line of a manifest.
 type manifestHead struct {
 	Format       string      `json:"format"`
 	EventVersion int         `json:"event_version"`
@@ -52,11 +58,6 @@ type manifestHead struct {
 	Size         int64       `json:"size"`
 	Root         proofs.Hash `json:"root"`
 	Erased       int64       `json:"erased,omitempty"`
-}
-
-type manifestWhole struct {
-	manifestHead
-	Files []File `json:"files"`
 }
 
 // Encode returns the canonical encoding: one JSON object, with a line for each file.
@@ -75,7 +76,7 @@ func (m Manifest) Encode() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	out.Write(bytes.TrimSuffix(head, []byte("}")))
-	out.WriteString(`,"files":[`)
+	out.WriteString(filesKey)
 	for i, f := range m.Files {
 		line, err := event.Marshal(f)
 		if err != nil {
@@ -87,8 +88,21 @@ func (m Manifest) Encode() ([]byte, error) {
 		out.WriteByte('\n')
 		out.Write(line)
 	}
-	out.WriteString("\n]}\n")
+	out.WriteString(manifestEnd)
 	return out.Bytes(), nil
+}
+
+// parseFile reads the line of a file. That it is canonical is looked at line by line as well, so that what is
+// made of a hostile manifest is never much larger than the manifest.
+func parseFile(line []byte) (f File, err error) {
+	if err := event.Unmarshal(line, &f); err != nil {
+		return File{}, err
+	}
+	again, err := event.Marshal(f)
+	if err == nil && !bytes.Equal(again, line) {
+		err = errors.New("not in its canonical spelling")
+	}
+	return f, err
 }
 
 // ParseManifest reads what Encode writes and nothing else.
@@ -96,15 +110,30 @@ func ParseManifest(data []byte) (Manifest, error) {
 	if len(data) > maxManifest {
 		return Manifest{}, fmt.Errorf("%w: %d bytes, at most %d are allowed", ErrManifest, len(data), maxManifest)
 	}
-	var w manifestWhole
-	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
+	head, rest, found := bytes.Cut(data, []byte(filesKey))
+	lines, ended := bytes.CutSuffix(rest, []byte(manifestEnd))
+	if !found || !ended {
+		return Manifest{}, fmt.Errorf("%w: no list of files", ErrManifest)
+	}
+	var h manifestHead
+	if err := event.Unmarshal(append(head[:len(head):len(head)], '}'), &h); err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
 	}
-	known := w.Format == ExportFormat || w.Format == erasedFormat || w.Format == exportFormatOld
-	if !known || w.EventVersion != event.Version || w.Erased < 0 {
-		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, w.Format, w.EventVersion, ExportFormat, event.Version)
+	known := h.Format == ExportFormat || h.Format == erasedFormat || h.Format == exportFormatOld
+	if !known || h.EventVersion != event.Version || h.Erased < 0 {
+		return Manifest{}, fmt.Errorf("%w: format %.40q with events of version %d, this program reads %q with %d", ErrManifest, h.Format, h.EventVersion, ExportFormat, event.Version)
 	}
-	m := Manifest{Origin: w.Origin, Size: w.Size, Root: w.Root, Erased: w.Erased, Files: w.Files, Revisions: w.Format == ExportFormat}
+	m := Manifest{Origin: h.Origin, Size: h.Size, Root: h.Root, Erased: h.Erased, Revisions: h.Format == ExportFormat}
+	for line := range bytes.SplitSeq(lines, []byte("\n")) {
+		if len(line) == 0 { // before the first one
+			continue
+		}
+		f, err := parseFile(bytes.TrimSuffix(line, []byte(",")))
+		if err != nil {
+			return Manifest{}, fmt.Errorf("%w: file %d: %v", ErrManifest, len(m.Files), err)
+		}
+		m.Files = append(m.Files, f)
+	}
 	again, err := m.Encode()
 	if err != nil {
 		return Manifest{}, fmt.Errorf("%w: %v", ErrManifest, err)
@@ -128,6 +157,15 @@ type listing struct {
 
 func newListing(size int64) *listing {
 	return &listing{tiles: make([][]File, tiles.Levels(size))}
+}
+
+// fewest is how many files an export of size entries has at least, beside the manifest.
+func fewest(size int64) int64 {
+	n := 1 + 2*tiles.Tiles(size, 0) // the checkpoint, entries and events
+	for level := range tiles.Levels(size) {
+		n += tiles.Tiles(size, level)
+	}
+	return n
 }
 
 // files returns all files in the order of the manifest.

@@ -9,9 +9,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/ledger/event"
@@ -395,5 +397,68 @@ func TestVerifyCancelled(t *testing.T) {
 	_, err := Verify(ctx, dir, s.Key(), VerifyOptions{Progress: func(int64, int64) { cancel() }})
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("cancelled: %v", err)
+	}
+}
+
+// Whoever has the log's key can sign any size; what the verification costs goes by what is there.
+func TestVerifySignedSize(t *testing.T) {
+	s := newSigner(t)
+	files := readTree(t, export(t, s, newLedger(t, s.Key(), 300)))
+	m, err := ParseManifest(files[manifestName])
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Size = 1 << 32 // less than the largest, so that the test ends without the check as well
+	if files[manifestName], err = m.Encode(); err != nil {
+		t.Fatal(err)
+	}
+	if files[checkpointName], err = s.Sign(proofs.Checkpoint{Origin: testOrigin, Size: m.Size, Root: m.Root}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	var f *Fault
+	if _, err := Verify(ctx, writeTree(t, files), s.Key(), VerifyOptions{}); !errors.As(err, &f) || f.File != manifestName {
+		t.Errorf("%v, want a fault of the manifest", err)
+	}
+}
+
+// A manifest of many files is refused before memory is made of them.
+func TestManifestCounts(t *testing.T) {
+	good, err := Manifest{Origin: testOrigin, Size: 1}.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(good), filesKey)
+	for _, separator := range []string{",", ",\n"} {
+		bad := []byte(head + filesKey + "\n{}" + strings.Repeat(separator+"{}", 1<<20) + manifestEnd)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := ParseManifest(bad); !errors.Is(err, ErrManifest) {
+			t.Errorf("%q: %v", separator, err)
+		}
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 4*uint64(len(bad)) {
+			t.Errorf("%q: %d bytes were made of %d", separator, used, len(bad))
+		}
+	}
+}
+
+// Whoever has the log's key can commit to another envelope than the event tells of, and to one where it tells of none.
+func TestVerifyReply(t *testing.T) {
+	s := newSigner(t)
+	for name, body := range map[string]event.Body{
+		"another envelope": issued("spiffe://dev.bulla.test/workload", testStart),
+		"one in secret":    event.DecisionDenied{Principal: "spiffe://dev.bulla.test/workload", Decision: decision("DENY")},
+	} {
+		src := newLedger(t, s.Key(), 10)
+		encoding, err := event.New(testStart, "", body).Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		src.put(Record{Encoding: encoding, EventSalt: event.NewSalt(), ReplySalt: event.NewSalt(), Reply: digest("what the client got")})
+		if _, fault := verify(t, export(t, s, src), s.Key(), VerifyOptions{}); fault == nil || fault.Index != 10 {
+			t.Errorf("%s: %v", name, fault)
+		}
 	}
 }

@@ -17,10 +17,10 @@ import (
 type activation struct {
 	next         candidate
 	source, note string
-	rollback     bool         // it was active before
-	key          string       // bundle key under which its signature verified
-	report       event.Digest // of what was said about its effect
-	proposal     event.ID     // the first person's word, where a second one was wanted
+	rollback     bool     // it was active before
+	key          string   // bundle key under which its signature verified
+	grounds      grounds  // what was said about its effect
+	proposal     event.ID // the first person's word, where a second one was wanted
 	require      []ledger.Precondition
 	op           *operation // who asked for it; nil: the broker itself
 }
@@ -38,7 +38,8 @@ func (b *Broker) activate(ctx context.Context, now time.Time, a activation) (led
 	digest := event.Digest(a.next.revision.Digest())
 	body := event.RevisionActivated{
 		Digest: digest, Sequence: before.sequence + 1, Previous: before.digest, Source: a.source, Note: a.note,
-		Rollback: a.rollback, Key: a.key, Report: a.report, Proposal: a.proposal,
+		Rollback: a.rollback, Key: a.key, Report: a.grounds.digest, Proposal: a.proposal,
+		Text: a.grounds.text, NoReport: a.grounds.none,
 	}
 	if a.op != nil {
 		body.By = a.op.by()
@@ -75,32 +76,44 @@ func (b *Broker) Trip(ctx context.Context, runaway *policy.Revision) error {
 	if err != nil || active.digest != event.Digest(runaway.Digest()) || strings.HasPrefix(row.Source, breaker) {
 		return err // what the breaker itself put back stays: two slow revisions must not take turns
 	}
-	before, err := b.previous(ctx, active)
+	before, key, err := b.previous(ctx, active)
 	if err != nil || before == nil {
 		return err
 	}
 	source := fmt.Sprintf(breaker+"revision %d kept running into its time limit", active.sequence)
-	_, err = b.activate(ctx, b.now(), activation{next: *before, source: source, rollback: true})
+	_, err = b.activate(ctx, b.now(), activation{next: *before, source: source, rollback: true, key: key})
 	return err
 }
 
-// previous loads the newest revision that is older than the active one, nil if there is none.
-func (b *Broker) previous(ctx context.Context, active *active) (*candidate, error) {
+// previous loads the newest revision that is older than the active one, nil if there is none, with every check that a
+// person's rollback makes: also its signature has to count now.
+func (b *Broker) previous(ctx context.Context, active *active) (*candidate, string, error) {
 	rows, err := b.ledger.Revisions(ctx, maxPage)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
 	var newest *ledger.Revision
 	for _, r := range rows {
-		if r.Digest != active.digest && r.Sequence < active.sequence && !strings.HasPrefix(r.Source, breaker) && (newest == nil || r.Sequence > newest.Sequence) {
+		if r.Digest != active.digest && r.Sequence < active.sequence && (newest == nil || r.Sequence > newest.Sequence) {
 			newest = &r
 		}
 	}
 	if newest == nil {
-		return nil, nil
+		return nil, "", nil
 	}
-	loaded, err := b.stored(ctx, newest.Digest)
-	return &loaded, err
+	staged, _, err := b.ledger.Staged(ctx, newest.Digest.String())
+	if err != nil && !errors.Is(err, ledger.ErrNotFound) {
+		return nil, "", err
+	}
+	archive, err := b.ledger.Blob(ctx, ledger.RevisionBlob(newest.Digest), newest.Digest)
+	if err != nil {
+		return nil, "", err
+	}
+	loaded, key, err := b.checked(ctx, archive, staged.Signature)
+	if err != nil {
+		return nil, "", fmt.Errorf("revision %d can't be put back: %w", newest.Sequence, err)
+	}
+	return &loaded, key, nil
 }
 
 // stored loads a bundle that lies beside the ledger, with every check.

@@ -20,6 +20,9 @@ import (
 const (
 	// auditPage is how many events are read at once.
 	auditPage = 256
+	// maxPortion is after how many bytes of events a message is full: with one more of the largest it is far from what a
+	// client takes, which a page of large events is not.
+	maxPortion = 1 << 20
 	// recheck is how often a stream that waits looks at its caller's certificate again.
 	recheck = time.Second
 	// signOfLife is how often long work says that it goes on.
@@ -100,11 +103,15 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 		return err
 	}
 	witnessed := s.witnessed() // now, so that it is not larger than the checkpoint
-	head, err := s.tree.Integrate(ctx)
+	if _, err := s.tree.Integrate(ctx); err != nil {
+		return s.answer(ctx, op.caller, err)
+	}
+	raw := s.tree.Checkpoint() // it may have grown meanwhile: what is sent goes by what this one signs
+	head, err := s.tree.Key().Open(raw)
 	if err != nil {
 		return s.answer(ctx, op.caller, err)
 	}
-	err = out.Send(&bullav1.ExportItem{Checkpoint: s.tree.Checkpoint(), LogKey: s.tree.Key().String(), Witnessed: witnessed})
+	err = out.Send(&bullav1.ExportItem{Checkpoint: raw, LogKey: s.tree.Key().String(), Witnessed: witnessed})
 	for next := int64(0); err == nil && next < head.Size; {
 		var entries []ledger.Entry
 		entries, err = s.ledger.Events(ctx, next, auditPage)
@@ -114,17 +121,30 @@ func (s auditor) Export(_ *bullav1.ExportRequest, out grpc.ServerStreamingServer
 		if err != nil {
 			return s.answer(ctx, op.caller, err)
 		}
-		item := new(bullav1.ExportItem)
-		for _, e := range entries {
-			next = e.Index + 1
-			item.Records = append(item.Records, recordReply(e))
-		}
 		if err := s.still(ctx, &op); err != nil {
 			return err
 		}
-		err = out.Send(item)
+		for err == nil && len(entries) > 0 {
+			var some []ledger.Entry
+			some, entries = portion(entries, auditPage)
+			item := new(bullav1.ExportItem)
+			for _, e := range some {
+				next = e.Index + 1
+				item.Records = append(item.Records, recordReply(e))
+			}
+			err = out.Send(item)
+		}
 	}
 	return err
+}
+
+// portion cuts off what goes into one message: at most so many events, and no more after maxPortion bytes of them.
+func portion(entries []ledger.Entry, most int) (first, rest []ledger.Entry) {
+	n, size := 0, 0
+	for ; n < min(most, len(entries)) && size < maxPortion; n++ {
+		size += len(entries[n].Encoding)
+	}
+	return entries[:n], entries[n:]
 }
 
 func recordReply(e ledger.Entry) *bullav1.AuditRecord {
@@ -146,6 +166,11 @@ func (s auditor) CheckRebuild(_ *bullav1.CheckRebuildRequest, out grpc.ServerStr
 	if err != nil {
 		return err
 	}
+	free, err := s.whole(ctx)
+	if err != nil {
+		return err
+	}
+	defer free()
 	said := time.Now()
 	report, err := s.ledger.Check(ctx, func(done, total int64) {
 		if time.Since(said) > signOfLife {

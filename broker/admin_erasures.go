@@ -23,7 +23,7 @@ type erasures struct {
 	*Broker
 }
 
-// planAgain is how often an erasure is planned anew because an event came under one of the keys meanwhile.
+// planAgain is how often an erasure is planned anew because an event came under one of the keys meanwhile, or a hold.
 const planAgain = 3
 
 // Erase implements the service: intent (the plan, on a ledger that checks), effect and outcome in one event for each
@@ -46,28 +46,25 @@ func (s erasures) Erase(in *bullav1.EraseRequest, out grpc.ServerStreamingServer
 	if err != nil {
 		return err
 	}
-	said := time.Now()
-	progress := func(done, total int64) {
-		if time.Since(said) > signOfLife {
-			said = time.Now()
-			_ = out.Send(&bullav1.EraseReply{Looked: done, Of: total}) // a caller that went away ends ctx
-		}
-	}
 	report := &bullav1.EraseReply{Report: true}
 	for try := 1; ; try++ {
-		plan, err := s.ledger.PlanErasure(ctx, ledger.EraseQuery{Subject: subject.String(), Again: try > 1}, s.now(), progress)
-		if errors.Is(err, ledger.ErrTampered) {
-			s.logger.Error("nothing was erased: the state is not what the events make of it", "error", err)
-			return refuse(codes.FailedPrecondition, checkLedger, "the state is not what the events make of it, and nothing is erased then: run `bulla audit rebuild --check`")
+		plan, err := s.plan(ctx, op, ledger.EraseQuery{Subject: subject.String(), Again: try > 1}, out)
+		if !in.GetDryRun() && (err != nil || len(plan.Kept) > 0 || len(plan.Erasures) == 0) {
+			// No erasure tells of it: what the caller is shown needs an event of its own.
+			if _, err := s.read(ctx, policy.ActionAuditErase, facts); err != nil {
+				return err
+			}
 		}
 		if err != nil {
-			return s.answer(ctx, op.caller, err)
+			return err
 		}
-		report.Looked, report.Of = plan.Seen, plan.Seen
-		report.Kept = plan.Kept
+		report.Looked, report.Of, report.Kept = plan.Seen, plan.Seen, plan.Kept
 		if in.GetDryRun() || len(plan.Kept) > 0 {
+			if len(report.GetBy()) > 0 { // it was overtaken: the counts are those of what went before
+				return out.Send(report)
+			}
 			for _, e := range plan.Erasures {
-				addErasure(report, e)
+				addErasure(report, e.Body)
 			}
 			return out.Send(report)
 		}
@@ -75,13 +72,43 @@ func (s erasures) Erase(in *bullav1.EraseRequest, out grpc.ServerStreamingServer
 		if err == nil {
 			return out.Send(report)
 		}
-		if !errors.Is(err, ledger.ErrPrecondition) || try == planAgain {
+		if !errors.Is(err, ledger.ErrPrecondition) && !errors.Is(err, ledger.ErrTransition) || try == planAgain {
 			return s.answer(ctx, op.caller, err)
 		}
 		if op, err = s.authorise(ctx, policy.ActionAuditErase, facts); err != nil {
 			return err
 		}
 	}
+}
+
+// plan looks for what can be erased, and tells the caller now and then that it goes on.
+func (s erasures) plan(ctx context.Context, op operation, q ledger.EraseQuery, out grpc.ServerStreamingServer[bullav1.EraseReply]) (ledger.ErasePlan, error) {
+	free, err := s.whole(ctx)
+	if err != nil {
+		return ledger.ErasePlan{}, err
+	}
+	defer free()
+	said := time.Now()
+	plan, err := s.ledger.PlanErasure(ctx, q, s.now(), func(done, total int64) {
+		if time.Since(said) > signOfLife {
+			said = time.Now()
+			_ = out.Send(&bullav1.EraseReply{Looked: done, Of: total}) // a caller that went away ends ctx
+		}
+	})
+	if errors.Is(err, ledger.ErrTampered) {
+		s.logger.Error("nothing was erased: the state is not what the events make of it", "error", err)
+		return plan, refuse(codes.FailedPrecondition, checkLedger, "the state is not what the events make of it, and nothing is erased then: run `bulla audit rebuild --check`")
+	}
+	if err != nil {
+		return plan, s.answer(ctx, op.caller, err)
+	}
+	return plan, nil
+}
+
+// forget drops what this process remembers of a subject whose record was erased.
+func (b *Broker) forget(subject string) {
+	b.bindings.clear()
+	b.shadow.forget(subject)
 }
 
 // addErasure adds an erasure to the report.
@@ -97,18 +124,16 @@ func addErasure(r *bullav1.EraseReply, e event.SubjectErased) {
 }
 
 func (s erasures) eraseAll(ctx context.Context, op operation, reason string, plan ledger.ErasePlan, report *bullav1.EraseReply) error {
-	for _, e := range plan.Erasures {
+	for _, planned := range plan.Erasures {
+		e := planned.Body
 		e.Reason, e.By = reason, op.by()
 		commit := ledgerCommit(event.New(s.now(), op.id.String(), e))
-		commit.Require = []ledger.Precondition{op.permit.active.unchanged()}
+		commit.Require = append(planned.Require, op.permit.active.unchanged())
 		done, err := s.ledger.Commit(ctx, commit)
-		switch {
-		case errors.Is(err, ledger.ErrHeld):
-			return refuse(codes.FailedPrecondition, checkRequest, "a legal hold keeps it: see `bulla audit hold list`")
-		case err != nil:
+		if err != nil {
 			return err
 		}
-		s.bindings.clear()
+		s.forget(e.Subject)
 		addErasure(report, e)
 		report.By = append(report.By, done.Index)
 	}
@@ -156,6 +181,9 @@ func (s erasures) PlaceHold(ctx context.Context, in *bullav1.HoldRequest) (*bull
 			return nil, err
 		}
 		if h, _, err := s.ledger.Hold(ctx, selector, value); err == nil {
+			if err := s.permitted(ctx, op); err != nil {
+				return nil, err
+			}
 			return nil, refuse(codes.AlreadyExists, checkRequest, "there is a hold on it since %s", h.At)
 		}
 		return s.change(ctx, op, event.HoldPlaced{Selector: selector, Value: value, Reason: in.GetReason(), By: op.by()},
@@ -176,6 +204,9 @@ func (s erasures) ReleaseHold(ctx context.Context, in *bullav1.HoldRequest) (*bu
 		}
 		h, _, err := s.ledger.Hold(ctx, selector, value)
 		if errors.Is(err, ledger.ErrNotFound) {
+			if err := s.permitted(ctx, op); err != nil {
+				return nil, err
+			}
 			return nil, missing("there is no hold on %s", strings.TrimSuffix(selector+" "+value, " "))
 		}
 		if err != nil {

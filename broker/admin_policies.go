@@ -87,6 +87,7 @@ func revisionReply(r ledger.Revision, active bool) *bullav1.Revision {
 	return &bullav1.Revision{
 		Digest: r.Digest.String(), Sequence: r.Sequence, Source: r.Source, Note: r.Note, ActivatedAt: stamp(r.Activated), By: r.By, Active: active,
 		Key: r.Key, Rollback: r.Rollback, ReportDigest: r.Report.String(),
+		ReportKept: r.Kept, NoReport: r.NoReport,
 	}
 }
 

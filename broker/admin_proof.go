@@ -82,24 +82,22 @@ func (s prover) sendProof(ctx context.Context, op operation, since int64, entrie
 		}
 		item.Consistency = consistency.Encode()
 	}
-	for _, e := range entries {
-		inclusion, err := s.tree.ProveInclusion(e.Index, size)
-		if err != nil {
-			return s.answer(ctx, op.caller, err)
-		}
-		item.Records = append(item.Records, &bullav1.ProvenRecord{Record: recordReply(e), Inclusion: inclusion.Encode()})
-		if len(item.Records) < proofPage {
-			continue
+	for len(entries) > 0 {
+		var some []ledger.Entry
+		some, entries = portion(entries, proofPage)
+		for _, e := range some {
+			inclusion, err := s.tree.ProveInclusion(e.Index, size)
+			if err != nil {
+				return s.answer(ctx, op.caller, err)
+			}
+			item.Records = append(item.Records, &bullav1.ProvenRecord{Record: recordReply(e), Inclusion: inclusion.Encode()})
 		}
 		if err := out.Send(item); err != nil {
 			return err
 		}
 		item = new(bullav1.ProveSessionItem)
 	}
-	if len(item.GetRecords()) == 0 {
-		return nil
-	}
-	return out.Send(item)
+	return nil
 }
 
 // covering returns the checkpoint that a proof about the entries up to last is best made for, and its size.

@@ -2,7 +2,6 @@ package broker
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -121,7 +120,7 @@ func (b *Broker) checked(ctx context.Context, archive, signature []byte) (candid
 	return loaded, key, err
 }
 
-// keep stages a bundle that was checked. What is staged already, with the same signature, stays as it is.
+// keep stages a bundle that was checked. The newest staging of a bundle counts, with its signature.
 func (s revisions) keep(ctx context.Context, op operation, loaded candidate, body event.RevisionStaged) (ledger.Staged, error) {
 	commit := ledgerCommit(event.New(op.now, op.id.String(), body))
 	commit.Require = []ledger.Precondition{op.permit.active.unchanged()}
@@ -141,12 +140,12 @@ func (s revisions) Promote(ctx context.Context, in *bullav1.PromoteRequest) (*bu
 	if err := c.digest.UnmarshalText([]byte(in.GetDigest())); err != nil || c.digest.IsZero() {
 		return nil, wrong("a digest has 64 hexadecimal digits")
 	}
-	if n := len(in.GetReportDigest()); n != 0 && n != sha256.Size {
-		return nil, wrong("the digest of a report has %d bytes", sha256.Size)
-	}
-	copy(c.report[:], in.GetReportDigest())
 	if len(c.note) > maxReason {
 		return nil, wrong("a note has at most %d bytes", maxReason)
+	}
+	var err error
+	if c.grounds, err = groundsOf(in); err != nil {
+		return nil, err
 	}
 	return twice(func() (*bullav1.RevisionChange, error) { return s.promote(ctx, c) })
 }
@@ -156,7 +155,7 @@ type change struct {
 	digest   event.Digest
 	rollback bool
 	note     string
-	report   event.Digest
+	grounds  grounds
 	oneStep  bool       // as part of a push
 	loaded   *candidate // nil: it has to be loaded
 }
@@ -197,6 +196,9 @@ func (s revisions) promote(ctx context.Context, c change) (*bullav1.RevisionChan
 	}
 	op := operation{caller: who, now: now, permit: permit}
 	loaded, key, err := s.candidate(ctx, c, row, active)
+	if err == nil {
+		err = c.grounds.fits(active)
+	}
 	if err != nil {
 		if err := s.tried(ctx, op, denied); err != nil {
 			return nil, err
@@ -206,9 +208,12 @@ func (s revisions) promote(ctx context.Context, c change) (*bullav1.RevisionChan
 	if denied != nil {
 		return s.propose(ctx, now, who, v, c)
 	}
-	a := activation{next: loaded, source: c.source(who), note: c.note, rollback: c.rollback, key: key, report: c.report, op: &op, require: []ledger.Precondition{row.unchanged(c)}}
+	a := activation{next: loaded, source: c.source(who), note: c.note, rollback: c.rollback, key: key, grounds: c.grounds, op: &op, require: []ledger.Precondition{row.unchanged(c)}}
 	if len(facts.Approvals) > 0 {
-		a.proposal, a.report, a.require = proposal.ID, proposal.Report, append(a.require, proposal.unchanged())
+		a.proposal, a.require = proposal.ID, append(a.require, proposal.unchanged())
+		if a.grounds.digest.IsZero() {
+			a.grounds.digest = proposal.Report
+		}
 	}
 	activated, err := s.activate(ctx, now, a)
 	if err != nil {
@@ -314,9 +319,11 @@ func (p proposed) unchanged() ledger.Precondition {
 }
 
 // fits says whether somebody else asked for the very same change before. Whether that one is another person, and
-// counts, is for the policy to say. A report, where both give one, must be the same.
+// counts, is for the policy to say. A report that is only named must be the one that was named before; a what-if is made
+// anew by each, on what is recorded by then.
 func (p proposed) fits(c change, caller string) bool {
-	return p.seq != 0 && p.Digest == c.digest && p.Rollback == c.rollback && p.By != caller && (c.report.IsZero() || c.report == p.Report)
+	same := c.grounds.digest.IsZero() || len(c.grounds.text) > 0 || c.grounds.digest == p.Report
+	return p.seq != 0 && p.Digest == c.digest && p.Rollback == c.rollback && p.By != caller && same
 }
 
 // proposal returns the newest proposal if it is one for the next revision after the active one, and not over.
@@ -338,8 +345,8 @@ func (b *Broker) proposal(ctx context.Context, now time.Time, active *active) (p
 func (s revisions) propose(ctx context.Context, now time.Time, who caller, v verdict, c change) (*bullav1.RevisionChange, error) {
 	decision := v.record("")
 	commit := ledgerCommit(event.New(now, who.id.String(), event.RevisionProposed{
-		Digest: c.digest, Sequence: v.active.sequence + 1, Rollback: c.rollback, Report: c.report, Note: c.note,
-		Expires: event.NewTime(now.Add(proposalLife)), By: &decision,
+		Digest: c.digest, Sequence: v.active.sequence + 1, Rollback: c.rollback, Report: c.grounds.digest, Note: c.note,
+		Expires: event.NewTime(now.Add(proposalLife)), By: &decision, Text: c.grounds.text, NoReport: c.grounds.none,
 	}))
 	commit.Require = []ledger.Precondition{v.active.unchanged()}
 	if _, err := s.ledger.Commit(ctx, commit); err != nil {
@@ -360,6 +367,7 @@ func (s revisions) propose(ctx context.Context, now time.Time, who caller, v ver
 func proposalReply(p ledger.Proposal) *bullav1.Proposal {
 	return &bullav1.Proposal{
 		Digest: p.Digest.String(), Rollback: p.Rollback, By: p.By, At: stamp(p.At), ExpiresAt: stamp(p.Expires), Note: p.Note, ReportDigest: p.Report.String(),
+		ReportKept: p.Kept, NoReport: p.NoReport,
 	}
 }
 

@@ -136,6 +136,7 @@ type Broker struct {
 	hub        *hub
 	orders     orders
 	asking     chan struct{} // a slot for each question that is being answered
+	checking   chan struct{} // a slot for each look at the whole ledger
 	resweep    resweep
 	reattests  reattests
 	shadow     shadow
@@ -204,6 +205,7 @@ func New(ctx context.Context, c Config) (*Broker, error) {
 	}
 	b.hub = newHub(c.Ledger, c.Log, c.Watchers)
 	b.orders, b.asking = newOrders(), make(chan struct{}, maxQuestions)
+	b.checking = make(chan struct{}, maxChecks)
 	b.resweep = newResweep(c.HoldShare, c.HoldMinimum)
 	b.retention = c.Retention
 	b.reattests = newReattests()

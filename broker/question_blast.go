@@ -22,8 +22,9 @@ const (
 	// maxVersions is how many versions of secrets one answer tells apart, and maxNames how many principals and devices.
 	maxVersions = 20_000
 	maxNames    = 100
-	// maxHolders is how many different principals of one version are told apart.
-	maxHolders = 10_000
+	// maxHolders is how many different principals of one version are told apart, and maxAllHolders of all versions together.
+	maxHolders    = 10_000
+	maxAllHolders = 200_000
 	// lookEach is after how many sessions the time is looked at.
 	lookEach = 256
 )
@@ -177,6 +178,8 @@ type blast struct {
 	principals, devices map[string]struct{}
 	cut                 bool // not all was looked at
 	tooMany             bool // names
+	held                int  // in the others of all exposures
+	hidden              int  // principals and devices that the caller may not see
 	out                 *bullav1.BlastRadius
 }
 
@@ -308,7 +311,7 @@ func (b *blast) elsewhere(ctx context.Context, listed []*exposure) error {
 	for _, name := range order {
 		versions := bySecret[name]
 		err := b.scan(ctx, about{secret: name}, []span{{0, size}}, func(s ledger.Brief) error {
-			if e := versions[s.Version]; e != nil && !b.what.delivered(s) {
+			if e := versions[s.Version]; e != nil && !b.what.delivered(s) && s.Principal != b.what.principal {
 				b.other(ctx, e, s)
 			}
 			return b.look()
@@ -341,10 +344,11 @@ func (b *blast) other(ctx context.Context, e *exposure, s ledger.Brief) {
 	if _, known := e.others[s.Principal]; known {
 		return
 	}
-	if !remember(e.others, s.Principal, maxHolders) {
+	if b.held >= maxAllHolders || !remember(e.others, s.Principal, maxHolders) {
 		b.tooMany = true
 		return
 	}
+	b.held++
 	if len(e.named) < maxOthers && b.sight.principal(ctx, s.Principal, e.secret) {
 		e.named = append(e.named, s.Principal)
 	}
@@ -367,7 +371,12 @@ func (b *blast) names(ctx context.Context) {
 			b.out.Principals = append(b.out.Principals, p)
 		}
 	}
-	b.out.Devices = slices.Sorted(maps.Keys(b.devices))
+	for _, d := range slices.Sorted(maps.Keys(b.devices)) {
+		if b.sight.device(ctx, d) {
+			b.out.Devices = append(b.out.Devices, d)
+		}
+	}
+	b.hidden = len(b.principals) + len(b.devices) - len(b.out.GetPrincipals()) - len(b.out.GetDevices())
 }
 
 // maxRefusals is how many refusals are read to be counted.
@@ -427,11 +436,16 @@ func (b *blast) notes(limit int) {
 		note("%d versions are listed of %d: --limit lists more", limit, b.out.Versions)
 	}
 	if b.tooMany {
+		b.out.Incomplete = true
 		note("not all principals and devices are told apart: there are too many")
 	}
 	if b.out.Withheld > 0 {
 		b.out.Incomplete = true
 		note("%d versions of secrets are left out that the policy does not show to you: ask somebody who may see them", b.out.Withheld)
+	}
+	if b.hidden > 0 {
+		b.out.Incomplete = true
+		note("%d principals and devices are left out that the policy does not show to you", b.hidden)
 	}
 	if b.what.device != "" {
 		note("a delivery without attestation names no device, even if it went to this one: ask for the principals that ran on it as well")

@@ -2,6 +2,7 @@ package broker
 
 import (
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -73,5 +74,22 @@ func TestQuoted(t *testing.T) {
 		if got := quoted(word); got != want {
 			t.Errorf("quoted(%q) = %s, want %s", word, got, want)
 		}
+	}
+}
+
+// However many versions are listed, who else has them is told apart up to a limit of all together.
+func TestHoldersAreBounded(t *testing.T) {
+	t.Parallel()
+	b := &blast{sight: &sight{op: operation{now: time.Now()}}}
+	told := 0
+	for version := range uint32(maxAllHolders/maxHolders + 2) {
+		e := &exposure{versionKey: versionKey{"demo/a", version}, others: map[string]struct{}{}, named: make([]string, maxOthers)}
+		for i := range maxHolders {
+			b.other(t.Context(), e, ledger.Brief{State: session.Revoked, Principal: strconv.Itoa(i)})
+		}
+		told += len(e.others)
+	}
+	if told != maxAllHolders || !b.tooMany {
+		t.Errorf("%d holders are remembered, too many: %t", told, b.tooMany)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/ledger"
 	"github.com/bulla-project/bulla/ledger/event"
@@ -74,6 +76,7 @@ type query struct {
 	until time.Time // enough for one page then
 
 	out      *bullav1.QueryReply
+	size     int // bytes of what is in out
 	examined int
 	below    int64 // what was looked at last
 	more     bool
@@ -152,7 +155,7 @@ func (q *query) merge(ctx context.Context, deliveries []ledger.Delivery, denials
 		if err != nil {
 			return err
 		}
-		if q.examined++; len(q.out.Findings) >= q.limit || q.examined >= maxExamined || time.Now().After(q.until) {
+		if q.examined++; len(q.out.Findings) >= q.limit || q.size >= maxAnswer || q.examined >= maxExamined || time.Now().After(q.until) {
 			return errEnough
 		}
 	}
@@ -168,7 +171,7 @@ func (q *query) delivery(ctx context.Context, d ledger.Delivery) error {
 		q.out.Withheld++
 		return nil
 	}
-	q.out.Findings = append(q.out.Findings, deliveryFinding(d, q.sight.op.now))
+	q.add(deliveryFinding(d, q.sight.op.now))
 	return nil
 }
 
@@ -219,8 +222,13 @@ func (q *query) denial(ctx context.Context, index int64) error {
 		return nil
 	}
 	q.counted = q.counted || r.finding.GetCount() > 1
-	q.out.Findings = append(q.out.Findings, r.finding)
+	q.add(r.finding)
 	return nil
+}
+
+func (q *query) add(f *bullav1.Finding) {
+	q.out.Findings = append(q.out.Findings, f)
+	q.size += proto.Size(f)
 }
 
 // refusal says whether the caller may see a refusal: whoever may see the secret that it was about, or sessions of the

@@ -27,12 +27,16 @@ import (
 const (
 	// maxQuestions is how many questions are answered at once. Each holds a reader of the store, of which there are few.
 	maxQuestions = 2
+	// maxChecks is how many calls look at the whole ledger at once. Each holds a reader of the store, and its rows in memory.
+	maxChecks = 2
 	// pageTime and longTime are how long the answer to a question may take: a page of it, or all at once.
 	pageTime = 4 * time.Second
 	longTime = 30 * time.Second
 	// maxExamined is how many events one page looks at, and longExamined how many sessions one whole answer.
 	maxExamined  = 20_000
 	longExamined = 4_000_000
+	// maxAnswer is from how many bytes on a page is full: a client takes 8 MiB.
+	maxAnswer = 4 << 20
 	// questionBatch is how many refusals are looked up at once.
 	questionBatch = ledger.MaxPage
 	// aside is how far the time of an event may be from those beside it in the log: it is made before the commit, and by
@@ -138,17 +142,29 @@ func (s questions) permit(ctx context.Context, action policy.Action, what about)
 
 // begin takes a slot for a question, and gives it so much time.
 func (s questions) begin(ctx context.Context, most time.Duration) (context.Context, func(), error) {
+	free, err := slot(ctx, s.asking)
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, most)
+	return ctx, func() { cancel(); free() }, nil
+}
+
+// whole takes a slot for a look at the whole ledger.
+func (b *Broker) whole(ctx context.Context) (free func(), err error) { return slot(ctx, b.checking) }
+
+// slot waits a little for one of slots.
+func slot(ctx context.Context, slots chan struct{}) (free func(), err error) {
 	wait := time.NewTimer(pageTime)
 	defer wait.Stop()
 	select {
-	case s.asking <- struct{}{}:
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
 	case <-wait.C:
-		return nil, nil, refuse(codes.ResourceExhausted, checkLimit, "%d questions are being answered: ask again in a moment", maxQuestions)
+		return nil, refuse(codes.ResourceExhausted, checkLimit, "%d calls of this kind are being answered: try again in a moment", cap(slots))
 	case <-ctx.Done():
-		return nil, nil, ctx.Err()
+		return nil, ctx.Err()
 	}
-	ctx, cancel := context.WithTimeout(ctx, most)
-	return ctx, func() { cancel(); <-s.asking }, nil
 }
 
 // span is a stretch of the log: from an index on, and below another.
@@ -180,16 +196,30 @@ func (s questions) spans(ctx context.Context, what about) ([]span, error) {
 	if err != nil {
 		return nil, err
 	}
+	return s.reigns(ctx, what.revision, activations, whole)
+}
+
+// reigns are the stretches in which a revision decided, the newest first. Each goes on for a while after the next revision:
+// a commit demands that the revision which decided is the active one, but a refusal does not.
+func (s questions) reigns(ctx context.Context, revision event.Digest, activations []ledger.Activation, whole span) ([]span, error) {
 	var out []span
 	for i, a := range activations {
-		if a.Digest != what.revision {
+		if a.Digest != revision {
 			continue
 		}
 		reign := span{max(a.Index, whole.from), whole.below}
-		if i+1 < len(activations) { // a commit demands that the revision which decided is the active one
-			reign.below = min(reign.below, activations[i+1].Index)
+		if i+1 < len(activations) {
+			over, err := s.ledger.Positions(ctx, activations[i+1].At.Time().Add(aside))
+			if err != nil {
+				return nil, err
+			}
+			reign.below = min(reign.below, max(over[0], activations[i+1].Index))
 		}
-		if reign.from < reign.below {
+		switch last := len(out) - 1; {
+		case reign.from >= reign.below:
+		case last >= 0 && out[last].below >= reign.from: // it came back soon
+			out[last].below = reign.below
+		default:
 			out = append(out, reign)
 		}
 	}
@@ -311,6 +341,15 @@ func (v *sight) principal(ctx context.Context, id, name string) bool {
 	return v.once("principal\x00"+id+"\x00"+name, func() bool {
 		facts := policy.Resource{Kind: policy.KindSession, Session: &policy.Session{Principal: id, Secret: name}}
 		return v.shows(ctx, v.op, policy.ActionSessionShow, facts)
+	})
+}
+
+// device says whether the caller may see this device.
+func (v *sight) device(ctx context.Context, text string) bool {
+	return v.once("device\x00"+text, func() bool {
+		id, err := attest.ParseDeviceID(text)
+		facts := policy.Resource{Kind: policy.KindDevice, Device: &policy.Device{ID: text, Kind: string(id.Kind())}}
+		return err == nil && v.shows(ctx, v.op, policy.ActionDeviceShow, facts)
 	})
 }
 

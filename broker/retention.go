@@ -82,19 +82,24 @@ func (b *Broker) Retain(ctx context.Context) (erased int64, err error) {
 	if err != nil {
 		return 0, fmt.Errorf("export before removal: %w", err)
 	}
-	for _, e := range plan.Erasures[:min(len(plan.Erasures), maxRetained)] {
+	for _, planned := range plan.Erasures[:min(len(plan.Erasures), maxRetained)] {
+		e := planned.Body
 		if last := e.Indexes[len(e.Indexes)-1]; last >= export.Size {
-			continue
+			return erased, nil
 		}
 		e.Reason, e.Export = "it is over for longer than the retention of "+b.retention.Age.String(), export
-		err := b.record(ctx, event.New(b.now(), "", e))
+		commit := ledgerCommit(event.New(b.now(), "", e))
+		commit.Require = planned.Require
+		_, err := b.ledger.Commit(ctx, commit)
 		switch {
 		case errors.Is(err, ledger.ErrPrecondition), errors.Is(err, ledger.ErrTransition):
-			continue // it moved on, or was held meanwhile: the next look judges it again
+			// It moved on, or was held meanwhile, and what comes after it may go on with its sessions: the next look
+			// judges all of it again.
+			return erased, nil
 		case err != nil:
 			return erased, err
 		}
-		b.bindings.clear()
+		b.forget(e.Subject)
 		erased += int64(len(e.Indexes))
 	}
 	return erased, nil

@@ -131,6 +131,17 @@ func (b *Broker) stopShadow() {
 	}
 }
 
+// forget takes a principal out of what was counted.
+func (s *shadow) forget(principal string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, run := range []*runningShadow{s.running.Load(), s.last} {
+		if run != nil {
+			run.Forget(principal)
+		}
+	}
+}
+
 // pauseShadow ends what runs in this process; the next start goes on with it.
 func (b *Broker) pauseShadow() {
 	b.shadow.mu.Lock()

@@ -64,13 +64,15 @@ func (c *rowCache) update(rows []Row) {
 	defer c.mu.Unlock()
 	for _, r := range rows {
 		c.epochs[r.Kind]++
-		if r.Kind == KindSession {
+		switch r.Kind {
+		case KindSession:
 			evict(c.sessions, maxSessions)
 			c.sessions[r.RowKey] = r
-			continue
+		case KindDenial: // nobody reads one by its key, and strangers make many
+		default:
+			evict(c.rows, maxRows)
+			c.rows[r.RowKey] = r
 		}
-		evict(c.rows, maxRows)
-		c.rows[r.RowKey] = r
 	}
 }
 

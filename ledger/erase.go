@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -22,12 +23,20 @@ type EraseQuery struct {
 
 // ErasePlan is what can be erased, as one snapshot showed it.
 type ErasePlan struct {
-	// Erasures are the events to commit, in this order. Reason, By and Export are the caller's to fill in.
-	Erasures []event.SubjectErased
+	// Erasures are to be committed in this order, and none after one that was refused: what lies under a later key may
+	// go on with sessions that an earlier one opened.
+	Erasures []PlannedErasure
 	// Kept says what has to stay, and why: at most 100 of them.
 	Kept   []string
 	Events int64 // that go
 	Seen   int64 // size of the ledger
+}
+
+// PlannedErasure is an event to commit, and what the commit has to demand: that no hold was placed since on a secret
+// that the erased events are about, and that the event does not name. Reason, By and Export are the caller's to fill in.
+type PlannedErasure struct {
+	Body    event.SubjectErased
+	Require []Precondition
 }
 
 const maxKept = 100
@@ -57,8 +66,8 @@ func (l *Ledger) PlanErasure(ctx context.Context, q EraseQuery, now time.Time, p
 		}
 		p.plan.Seen = c.size
 		for i := range p.plan.Erasures {
-			p.plan.Erasures[i].Seen = c.size
-			p.plan.Events += int64(len(p.plan.Erasures[i].Indexes))
+			p.plan.Erasures[i].Body.Seen = c.size
+			p.plan.Events += int64(len(p.plan.Erasures[i].Body.Indexes))
 		}
 		return p.plan, nil
 	})
@@ -82,12 +91,13 @@ type planned struct {
 
 // volume is what lies under one key.
 type volume struct {
-	erased event.SubjectErased
-	newest time.Time
-	opened []event.ID
-	uses   []event.ID       // sessions that others opened
-	own    map[RowKey]int64 // rows of the subject's own, and the index of the event that wrote them last
-	stays  string           // why it can't be erased; "": it can
+	erased  event.SubjectErased
+	newest  time.Time
+	opened  []event.ID
+	uses    []event.ID          // sessions that others opened
+	own     map[RowKey]int64    // rows of the subject's own, and the index of the event that wrote them last
+	secrets map[string]struct{} // that the events are about
+	stays   string              // why it can't be erased; "": it can
 }
 
 func (v *volume) stay(format string, args ...any) {
@@ -112,7 +122,7 @@ func (p *planner) see(s Stored, e Entry, tx *checkTx) {
 func (p *planner) take(s Stored, e Entry, tx *checkTx) {
 	v := p.volumes[s.Subject]
 	if v == nil {
-		v = &volume{erased: event.SubjectErased{Subject: event.SubjectOf(s.Subject), Key: s.Subject}, own: map[RowKey]int64{}}
+		v = &volume{erased: event.SubjectErased{Subject: event.SubjectOf(s.Subject), Key: s.Subject}, own: map[RowKey]int64{}, secrets: map[string]struct{}{}}
 		p.volumes[s.Subject] = v
 	}
 	v.erased.Indexes = append(v.erased.Indexes, s.Index)
@@ -122,10 +132,14 @@ func (p *planner) take(s Stored, e Entry, tx *checkTx) {
 	if !event.Erasable(e.Event.Body) {
 		v.stay("event %d is %s, which has to stay", s.Index, e.Event.Body.EventType())
 	}
+	for _, name := range p.secretsOf(e.Event.Body) {
+		v.secrets[name] = struct{}{}
+	}
 	for key, row := range tx.puts {
 		switch {
 		case key.Kind == KindSession:
 			id := tx.sessions[key].ID
+			v.secrets[tx.sessions[key].Secret] = struct{}{}
 			if b, opens := e.Event.Body.(event.SessionIssued); opens && b.Session == id {
 				p.sessions[id] = &planned{volume: v}
 				v.opened = append(v.opened, id)
@@ -142,35 +156,81 @@ func (p *planner) take(s Stored, e Entry, tx *checkTx) {
 	}
 }
 
-// finish judges the volumes, the oldest first: a later one may go on with sessions of an earlier one.
-func (p *planner) finish(c *checker) {
-	order := make([]*volume, 0, len(p.volumes))
-	for _, v := range p.volumes {
-		order = append(order, v)
+// secretsOf names the secrets that an event is about which changes no session.
+func (p *planner) secretsOf(body event.Body) (names []string) {
+	var ids []event.ID
+	switch b := body.(type) {
+	case event.DecisionDenied:
+		names = append(names, aboutSignals(b.Decision.Signals).Resource.Secret.Name)
+	case event.ShadowDiffered:
+		names = append(names, aboutSignals(b.Decision.Signals).Resource.Secret.Name)
+	case event.SessionsWiped:
+		ids = b.Sessions
+	case event.RequestRefused:
+		if id, err := event.ParseID(b.Target); err == nil {
+			ids = append(ids, id)
+		}
 	}
-	slices.SortFunc(order, func(a, b *volume) int { return cmp.Compare(a.erased.Indexes[0], b.erased.Indexes[0]) })
-	goes := map[*volume]bool{}
-	for _, v := range order {
+	for _, id := range ids {
+		if known := p.sessions[id]; known != nil {
+			names = append(names, known.last.Secret)
+		}
+	}
+	return slices.DeleteFunc(names, func(name string) bool { return name == "" })
+}
+
+// finish judges the volumes. One that goes on with sessions of others goes after them, or stays with them. Which key is
+// older says nothing of that: where two callers come together a subject has two keys, and one of them for a moment only.
+func (p *planner) finish(c *checker) {
+	var left []*volume
+	for _, v := range p.volumes {
 		if p.inUse(v.erased.Key) {
 			continue
 		}
-		p.judge(v, goes, c)
-		if v.stays == "" {
-			v.rest(c)
+		p.judge(v, c)
+		if v.rest(c); v.stays == "" {
 			v.fits()
 		}
-		if v.stays != "" {
-			if len(p.plan.Kept) < maxKept {
-				p.plan.Kept = append(p.plan.Kept, fmt.Sprintf("%d events of %s from %d on: %s", len(v.erased.Indexes), v.erased.Subject, v.erased.Indexes[0], v.stays))
+		left = append(left, v)
+	}
+	slices.SortFunc(left, func(a, b *volume) int { return cmp.Compare(a.erased.Indexes[0], b.erased.Indexes[0]) })
+	goes := map[*volume]bool{}
+	for before := -1; before != len(left); {
+		before = len(left)
+		left = slices.DeleteFunc(left, func(v *volume) bool {
+			if v.stays == "" && p.waitsFor(v, goes).IsZero() {
+				goes[v] = true
+				p.plan.Erasures = append(p.plan.Erasures, PlannedErasure{v.erased, v.unheld()})
 			}
-			continue
-		}
-		goes[v] = true
-		p.plan.Erasures = append(p.plan.Erasures, v.erased)
+			return goes[v]
+		})
+	}
+	for _, v := range left[:min(len(left), maxKept)] {
+		v.stay("they go on with session %s, which has to stay", p.waitsFor(v, goes))
+		p.plan.Kept = append(p.plan.Kept, fmt.Sprintf("%d events of %s from %d on: %s", len(v.erased.Indexes), v.erased.Subject, v.erased.Indexes[0], v.stays))
 	}
 }
 
-func (p *planner) judge(v *volume, goes map[*volume]bool, c *checker) {
+// waitsFor is a session that v goes on with and that does not go, zero if there is none.
+func (p *planner) waitsFor(v *volume, goes map[*volume]bool) event.ID {
+	for _, id := range v.uses {
+		if known := p.sessions[id]; known == nil || !goes[known.volume] {
+			return id
+		}
+	}
+	return event.ID{}
+}
+
+// unheld demands that there is still no hold on the secrets.
+func (v *volume) unheld() []Precondition {
+	var out []Precondition
+	for _, name := range slices.Sorted(maps.Keys(v.secrets)) {
+		out = append(out, Precondition{RowKey: RowKey{KindHold, HoldKey(event.BySecret, name)}})
+	}
+	return out
+}
+
+func (p *planner) judge(v *volume, c *checker) {
 	if !p.q.Before.IsZero() && !v.newest.Before(p.q.Before) {
 		v.stay("the newest is of %s", v.newest.Format(time.RFC3339))
 	}
@@ -182,6 +242,9 @@ func (p *planner) judge(v *volume, goes map[*volume]bool, c *checker) {
 	}
 	held(event.HoldEverything, "")
 	held(event.ByPrincipal, v.erased.Subject)
+	for _, name := range slices.Sorted(maps.Keys(v.secrets)) {
+		held(event.BySecret, name)
+	}
 	for _, id := range v.opened {
 		s := p.sessions[id].last
 		switch {
@@ -190,13 +253,7 @@ func (p *planner) judge(v *volume, goes map[*volume]bool, c *checker) {
 		case !p.q.Before.IsZero() && (!s.EndedAt.Time().Before(p.q.Before) || s.State == session.Exhausted && !s.Expires.Time().Before(p.q.Before)):
 			v.stay("session %s ended at %s", id, s.EndedAt)
 		}
-		held(event.BySecret, s.Secret)
 		v.erased.Sessions = append(v.erased.Sessions, event.ErasedSession{Session: id, State: string(s.State)})
-	}
-	for _, id := range v.uses {
-		if known := p.sessions[id]; known == nil || !goes[known.volume] {
-			v.stay("they go on with session %s, which has to stay", id)
-		}
 	}
 }
 

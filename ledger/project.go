@@ -366,7 +366,15 @@ func (p projection) revisionActivated(b event.RevisionActivated) error {
 	if b.Digest.IsZero() || b.Sequence != active.Sequence+1 || b.Previous != active.Digest {
 		return refuse("revision %d (%s after %q) does not follow the active one, %d (%q)", b.Sequence, b.Digest, b.Previous, active.Sequence, active.Digest)
 	}
-	r := Revision{b.Digest, b.Sequence, b.Source, b.Note, p.time, p.subject, b.Rollback, b.Key, b.Report}
+	proposal, _, err := get[Proposal](p, KindProposal, ActiveRevision)
+	if err != nil {
+		return err
+	}
+	first := !b.Proposal.IsZero() && proposal.ID == b.Proposal // whose report stands behind this as well
+	r := Revision{
+		Digest: b.Digest, Sequence: b.Sequence, Source: b.Source, Note: b.Note, Activated: p.time, By: p.subject, Rollback: b.Rollback, Key: b.Key,
+		Report: b.Report, Kept: len(b.Text) > 0 || first && proposal.Kept, NoReport: b.NoReport,
+	}
 	if err := put(p, KindRevision, b.Digest.String(), r); err != nil {
 		return err
 	}

@@ -32,6 +32,8 @@ type Proposal struct {
 	Expires  event.Time   `json:"expires"`
 	At       event.Time   `json:"at"`
 	By       string       `json:"by"`
+	Kept     bool         `json:"report_kept,omitempty"` // its event has the report's text
+	NoReport string       `json:"no_report,omitempty"`   // why there is none
 }
 
 // Shadow is the projection of the newest shadow; Ended is empty while it runs.
@@ -62,7 +64,10 @@ func (p projection) revisionProposed(b event.RevisionProposed, id event.ID) erro
 	if b.Digest.IsZero() || p.subject == "" || b.Sequence != active.Sequence+1 {
 		return refuse("a proposal for revision %d of %q does not follow the active one, %d", b.Sequence, b.Digest, active.Sequence)
 	}
-	return put(p, KindProposal, ActiveRevision, Proposal{id, b.Digest, b.Sequence, b.Rollback, b.Report, b.Note, b.Expires, p.time, p.subject})
+	return put(p, KindProposal, ActiveRevision, Proposal{
+		ID: id, Digest: b.Digest, Sequence: b.Sequence, Rollback: b.Rollback, Report: b.Report, Note: b.Note, Expires: b.Expires, At: p.time, By: p.subject,
+		Kept: len(b.Text) > 0, NoReport: b.NoReport,
+	})
 }
 
 func (p projection) shadowStarted(b event.ShadowStarted) error {

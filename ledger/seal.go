@@ -54,6 +54,11 @@ type subjectKey struct {
 	count   int // bodies that it sealed
 }
 
+// spent reports whether nothing more is sealed under the key.
+func (k subjectKey) spent(now time.Time) bool {
+	return k.count >= maxUnderKey || now.Sub(k.born) >= maxKeyAge
+}
+
 // subjectKeys keeps those keys in memory. None is taken up again after it was dropped: the subject gets a new one.
 type subjectKeys struct {
 	sync.Mutex
@@ -67,7 +72,7 @@ func (s *subjectKeys) get(subject string, now time.Time) (subjectKey, bool) {
 	s.Lock()
 	defer s.Unlock()
 	k, ok := s.m[subject]
-	if !ok || k.count >= maxUnderKey || now.Sub(k.born) >= maxKeyAge {
+	if !ok || k.spent(now) {
 		return subjectKey{}, false
 	}
 	k.count++
@@ -109,11 +114,12 @@ func (s *subjectKeys) forget(name string) {
 	}
 }
 
-// inUse reports whether events are sealed under the key with this name.
+// inUse reports whether more events may be sealed under the key with this name.
 func (s *subjectKeys) inUse(name string) bool {
 	s.Lock()
 	defer s.Unlock()
-	return s.m[event.SubjectOf(name)].name == name
+	k := s.m[event.SubjectOf(name)]
+	return k.name == name && !k.spent(time.Now())
 }
 
 // renew gives the subject a new key for what comes next.

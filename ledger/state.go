@@ -70,6 +70,8 @@ type Revision struct {
 	Rollback  bool         `json:"rollback,omitempty"` // it was active before
 	Key       string       `json:"key,omitempty"`      // bundle key under which its signature verified
 	Report    event.Digest `json:"report,omitzero"`
+	Kept      bool         `json:"report_kept,omitempty"` // its event has a report's text, or that of its proposal
+	NoReport  string       `json:"no_report,omitempty"`   // why there is none
 }
 
 // Key is the projection of an envelope signing key.

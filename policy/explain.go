@@ -46,6 +46,8 @@ type Explanation struct {
 	// whole counts with all that the schema says could be in it. Parts that the kind of the resource leaves out are not
 	// counted: they can't be there.
 	Lacks []string
+	// Reads are the parts of the input that it looked at, sorted: input.now, or input.request where it took all of it.
+	Reads []string
 	// Data are the parts of the data that it looked at, sorted: data, then one name after the other.
 	Data [][]string
 }
@@ -56,7 +58,7 @@ func (r *Revision) Explain(ctx context.Context, s Signals) Explanation {
 	cancel, stop := endAfter(ctx, explainLimit)
 	defer stop()
 	input, assessment := r.Input(s)
-	w := &watcher{input: input, kind: s.Resource.Kind, lacks: map[string]bool{}, data: map[string][]string{}, rules: map[uint64]string{}}
+	w := &watcher{input: input, kind: s.Resource.Kind, lacks: map[string]bool{}, data: map[string][]string{}, rules: map[uint64]string{}, reads: map[string]bool{}}
 	d := r.watched(ctx, w, s.Now, cancel)
 	d.Risk, d.ModelDigest, d.RevisionDigest = assessment, r.modelID, r.digestHex
 	out := Explanation{Decision: d, Steps: w.steps}
@@ -67,6 +69,10 @@ func (r *Revision) Explain(ctx context.Context, s Signals) Explanation {
 	for _, path := range w.data {
 		out.Data = append(out.Data, path)
 	}
+	for path := range w.reads {
+		out.Reads = append(out.Reads, path)
+	}
+	slices.Sort(out.Reads)
 	slices.SortFunc(out.Data, slices.Compare)
 	return out
 }
@@ -99,6 +105,7 @@ type watcher struct {
 	lacks map[string]bool
 	data  map[string][]string
 	rules map[uint64]string // names of the rules that queries belong to
+	reads map[string]bool   // paths of the input
 }
 
 // Enabled implements topdown.QueryTracer.
@@ -186,10 +193,16 @@ func (w *watcher) terms(t *ast.Term, e topdown.Event) {
 func (w *watcher) ref(ref ast.Ref, e topdown.Event) {
 	switch {
 	case ref[0].Equal(ast.InputRootDocument):
-		path := make([]*ast.Term, 0, len(ref)-1)
+		path, name, named := make([]*ast.Term, 0, len(ref)-1), "input", true
 		for _, t := range ref[1:] {
-			path = append(path, e.Plug(t))
+			plugged := e.Plug(t)
+			path = append(path, plugged)
+			text, ok := plugged.Value.(ast.String)
+			if named = named && ok; named { // all of it, from there on
+				name += "." + string(text)
+			}
 		}
+		w.reads[name] = true
 		w.missing(w.input, schemaOfInput(), "input", path)
 	case ref[0].Equal(ast.DefaultRootDocument):
 		path := []string{"data"}

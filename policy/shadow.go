@@ -186,7 +186,7 @@ func (s *Shadow) judge(signals Signals) Decision {
 	return s.cfg.Candidate.judge(ctx, signals, cancel)
 }
 
-// outcomes are the two effects, and more where two equal ones demand something else.
+// outcomes are the two effects, and more where two equal ones demand something else or tell the caller something else.
 func outcomes(live, shadow Decision) (from, to string) {
 	from, to = string(live.Effect), string(shadow.Effect)
 	switch {
@@ -197,6 +197,8 @@ func outcomes(live, shadow Decision) (from, to string) {
 		to += ", other obligations"
 	case live.Effect == StepUp && !sameJSON(live.Requires, shadow.Requires):
 		to += ", other requirements"
+	case live.Effect != Permit && (live.Covered != shadow.Covered || live.Covered && !slices.Equal(live.Reasons, shadow.Reasons)):
+		to += ", told otherwise"
 	}
 	return from, to
 }
@@ -231,6 +233,18 @@ func (s *Shadow) compare(j shadowJob, d Decision) {
 	s.mu.Unlock()
 	if example && s.cfg.Differed != nil {
 		s.cfg.Differed(j.live, d)
+	}
+}
+
+// Forget takes a principal's rows away; what they counted stays, without its name.
+func (s *Shadow) Forget(principal string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for row, n := range s.rows {
+		if row.Principal == principal {
+			delete(s.rows, row)
+			s.other += n
+		}
 	}
 }
 

@@ -23,7 +23,7 @@ func TestShadowCountsDifferences(t *testing.T) {
 	t.Parallel()
 	e := newEngine(t, Config{})
 	live := development(t)
-	candidate := open(t, answer(whole("DENY", "{}", "{}")))
+	candidate := open(t, answer(strings.Replace(whole("DENY", "{}", "{}"), `"disclose": true`, `"disclose": false`, 1)))
 	var told atomic.Int64
 	s := NewShadow(ShadowConfig{Candidate: candidate, CPU: MaxShadowCPU, Differed: func(live, other Decision) {
 		told.Add(1)
@@ -128,5 +128,29 @@ func TestShadowClosed(t *testing.T) {
 	s.Offer(Signals{}, Decision{Effect: Permit})
 	if r := s.Report(); r.Compared != 0 || r.Ended == "" {
 		t.Errorf("%+v", r)
+	}
+}
+
+// TestShadowSeesWhatIsTold: a refusal that tells the caller something else differs, and one whose reasons nobody is told
+// does not.
+func TestShadowSeesWhatIsTold(t *testing.T) {
+	t.Parallel()
+	deny := func(covered bool, reasons ...string) Decision {
+		return Decision{Effect: Deny, Covered: covered, Reasons: reasons}
+	}
+	for _, c := range []struct {
+		live, shadow Decision
+		to           string
+	}{
+		{deny(false, "a"), deny(true, "a"), "DENY, told otherwise"},
+		{deny(true, "a"), deny(false, "a"), "DENY, told otherwise"},
+		{deny(true, "a"), deny(true, "b"), "DENY, told otherwise"},
+		{deny(true, "a"), deny(true, "a"), "DENY"},
+		{deny(false, "a"), deny(false, "b"), "DENY"},
+		{deny(false), Decision{Effect: Permit, Covered: true}, "PERMIT"},
+	} {
+		if from, to := outcomes(c.live, c.shadow); from != "DENY" || to != c.to {
+			t.Errorf("%s → %s, want %s", from, to, c.to)
+		}
 	}
 }

@@ -331,6 +331,9 @@ func ParseSignals(text []byte) (Signals, error) {
 // decodeSignals decodes strictly but leaves the form and missing fields alone; canaries use it.
 func decodeSignals(text []byte) (Signals, error) {
 	var s Signals
+	if canonical.Read(text, &s) {
+		return s, nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(&s); err != nil {

@@ -13,6 +13,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -122,7 +123,8 @@ func parseSignature(text []byte) (opabundle.SignaturesConfig, error) {
 	}
 	dec := json.NewDecoder(bytes.NewReader(text))
 	dec.DisallowUnknownFields()
-	if err := dec.Decode(&sig); err != nil || dec.More() || len(sig.Signatures) != 1 {
+	err := dec.Decode(&sig)
+	if _, end := dec.Token(); err != nil || !errors.Is(end, io.EOF) || len(sig.Signatures) != 1 {
 		return sig, fmt.Errorf("%w: %s is not {\"signatures\": [TOKEN]} with one token", ErrSignature, SignatureFile)
 	}
 	if sig.Plugin != "" { // it would choose the verifier

@@ -49,6 +49,7 @@ func FromTarball(tarball []byte) (archive, signature []byte, err error) {
 
 func readTar(r *tar.Reader) (map[string][]byte, error) {
 	files := map[string][]byte{}
+	total := 0 // what is read of r bounds it not: a sparse file holds less than it gives
 	for {
 		h, err := r.Next()
 		if errors.Is(err, io.EOF) {
@@ -82,6 +83,9 @@ func readTar(r *tar.Reader) (map[string][]byte, error) {
 		}
 		if len(text) > MaxFileSize {
 			return nil, fmt.Errorf("%s has more than %d bytes", name, MaxFileSize)
+		}
+		if total += len(text); total > maxUnpacked {
+			return nil, fmt.Errorf("it unpacks to more than %d bytes", maxUnpacked)
 		}
 		files[name] = text
 	}

@@ -6,6 +6,7 @@ package decisions
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -58,16 +59,32 @@ func (r *Reader) Add(index int64, e event.Event) []replay.Recorded {
 	if e.Body == nil {
 		return []replay.Recorded{{Index: index, Kind: "erased", Gap: "it was erased: the log proves only that there was an event"}}
 	}
+	before := r.last
 	r.follow(e)
 	out := r.of(e)
 	for i := range out {
 		d := &out[i]
 		d.Index, d.Event, d.Time, d.Kind = index, e.ID.String(), e.Time.Time(), string(e.Body.EventType())
-		if digest, known := r.sequence[d.Sequence]; d.Gap == "" && known && digest != d.Revision {
-			d.Wrong = fmt.Sprintf("the event names %x as revision %d, and the record activated %s as that", d.Revision, d.Sequence, digest)
+		if d.Gap == "" {
+			d.Wrong = r.contradiction(*d, before)
 		}
 	}
 	return out
+}
+
+// contradiction says what is wrong with the revision that a decision names: it has to be one that was activated before,
+// and for what was permitted the one that decided when the event was committed.
+func (r *Reader) contradiction(d replay.Recorded, before Revision) string {
+	digest, known := r.sequence[d.Sequence]
+	switch {
+	case !known || d.Sequence > before.Sequence:
+		return fmt.Sprintf("the event names %x as revision %d, and the record activated none as that before", d.Revision, d.Sequence)
+	case digest != d.Revision:
+		return fmt.Sprintf("the event names %x as revision %d, and the record activated %s as that", d.Revision, d.Sequence, digest)
+	case d.Sequence != before.Sequence && d.Kind != string(event.TypeSessionsRevoked) && slices.Equal(d.Wants, permits):
+		return fmt.Sprintf("it was permitted under revision %d, and revision %d decided by then", d.Sequence, before.Sequence)
+	}
+	return ""
 }
 
 // follow keeps what later events refer to.

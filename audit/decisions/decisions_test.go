@@ -33,6 +33,25 @@ func TestReader(t *testing.T) {
 	if got := add(event.OperationPermitted{Decision: other}); len(got) != 1 || !strings.Contains(got[0].Wrong, "as revision 1") {
 		t.Errorf("another revision under the same number: %+v", got)
 	}
+	next7 := rec
+	next7.Sequence = 7
+	if got := add(event.DecisionDenied{Decision: next7}); len(got) != 1 || !strings.Contains(got[0].Wrong, "activated none as that before") {
+		t.Errorf("a revision that was never activated: %+v", got)
+	}
+	next2 := rec
+	next2.Sequence = 2
+	if got := add(event.RevisionActivated{Digest: w.rev.Digest(), Sequence: 2, By: &next2}); len(got) != 1 || !strings.Contains(got[0].Wrong, "activated none as that before") {
+		t.Errorf("an activation that permitted itself: %+v", got)
+	}
+	if got := add(event.SessionIssued{Decision: rec}); len(got) != 1 || !strings.Contains(got[0].Wrong, "permitted under revision 1, and revision 2 decided by then") {
+		t.Errorf("a delivery under a revision that was over: %+v", got)
+	}
+	if got := add(event.DecisionDenied{Decision: rec}); len(got) != 1 || got[0].Wrong != "" { // denials wait for nobody
+		t.Errorf("a denial under a revision that was over: %+v", got)
+	}
+	if got := add(event.RevisionActivated{Digest: w.rev.Digest(), Sequence: 3, By: &next2}); len(got) != 1 || got[0].Wrong != "" {
+		t.Errorf("an activation: %+v", got)
+	}
 	if got := add(event.RefusalsCounted{Principal: "p", Limit: "calls", Count: 7}); len(got) != 1 || got[0].Count != 7 || !strings.Contains(got[0].Gap, "7 refusals") {
 		t.Errorf("%+v", got)
 	}

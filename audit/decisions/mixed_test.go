@@ -28,6 +28,8 @@ type world struct {
 	engine *policy.Engine
 	dice   *rand.Rand
 	now    time.Time
+	// sequence is that of the revision which decides.
+	sequence uint64
 }
 
 func newWorld(tb testing.TB) *world {
@@ -42,7 +44,7 @@ func newWorld(tb testing.TB) *world {
 	}
 	e := policy.NewEngine(policy.Config{Limit: time.Minute})
 	tb.Cleanup(e.Close)
-	return &world{rev: rev, engine: e, dice: rand.New(rand.NewPCG(1, 2)), now: start}
+	return &world{rev: rev, engine: e, dice: rand.New(rand.NewPCG(1, 2)), now: start, sequence: 1}
 }
 
 func (w *world) library() *replay.Library {
@@ -131,7 +133,7 @@ func (w *world) decide(tb testing.TB, s policy.Signals) (event.Decision, policy.
 		d = w.engine.Decide(tb.Context(), w.rev, s)
 	}
 	return event.Decision{
-		RequestID: "q", Action: string(s.Action), Effect: string(d.Effect), Revision: w.rev.Digest(), Sequence: 1, Signals: d.Signals, Result: d.Canonical(),
+		RequestID: "q", Action: string(s.Action), Effect: string(d.Effect), Revision: w.rev.Digest(), Sequence: w.sequence, Signals: d.Signals, Result: d.Canonical(),
 	}, d
 }
 
@@ -146,7 +148,7 @@ func (w *world) body(tb testing.TB) event.Body {
 	who, id := s.Principal.ID, event.NewID(w.now)
 	switch {
 	case d.Effect == policy.StepUp && w.chance(20):
-		return event.RevisionProposed{Digest: w.rev.Digest(), Sequence: 2, By: &rec}
+		return event.RevisionProposed{Digest: w.rev.Digest(), Sequence: w.sequence + 1, By: &rec}
 	case w.chance(3):
 		return event.ShadowDiffered{Digest: event.Digest{1}, Effect: "DENY", Decision: rec}
 	case d.Effect == policy.StepUp && d.Requires.Approval != nil && w.chance(80):
@@ -158,13 +160,13 @@ func (w *world) body(tb testing.TB) event.Body {
 	}
 	of := []event.Body{
 		event.OperationPermitted{Principal: who, Decision: rec},
-		event.RevisionActivated{Digest: w.rev.Digest(), Sequence: 1, By: &rec},
+		event.RevisionActivated{Digest: w.rev.Digest(), Sequence: w.sequence + 1, By: &rec},
 		event.SecretPut{Name: "demo/a", Class: "standard", Version: 1, By: &rec},
 		event.DeviceEnrolled{Device: "d", Record: []byte("{}"), By: &rec},
 		event.DeviceRevoked{Device: "d", By: &rec},
 		event.SessionRevoked{Session: id, By: &rec},
 		event.RevocationOrdered{Selector: event.BySecret, Value: "demo/a", By: &rec},
-		event.RevisionSwept{Digest: w.rev.Digest(), Sequence: 1, Outcome: event.SweepConfirmed, By: &rec},
+		event.RevisionSwept{Digest: w.rev.Digest(), Sequence: w.sequence, Outcome: event.SweepConfirmed, By: &rec},
 		event.RevisionStaged{Digest: event.Digest{1}, By: &rec},
 		event.ShadowStarted{Digest: event.Digest{1}, By: &rec},
 		event.ShadowEnded{Digest: event.Digest{1}, By: &rec},
@@ -191,7 +193,7 @@ func (w *world) ends(tb testing.TB, issued event.SessionIssued) event.Body {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	by := &event.Redecided{Revision: w.rev.Digest(), Sequence: 1}
+	by := &event.Redecided{Revision: w.rev.Digest(), Sequence: w.sequence}
 	if w.chance(50) {
 		s.Principal.Level, s.Attestation, by.Level = policy.LevelBasic, nil, policy.LevelBasic
 		if w.chance(50) {
@@ -209,7 +211,7 @@ func (w *world) ends(tb testing.TB, issued event.SessionIssued) event.Body {
 	return event.SessionsRevoked{Sessions: []event.ID{issued.Session}, Reason: "a new revision", Redecided: by}
 }
 
-// record makes a record of n decisions, encoded as the ledger keeps them.
+// record makes a record of n decisions, encoded as the ledger keeps them, behind the activation of the first revision.
 func (w *world) record(tb testing.TB, n int) [][]byte {
 	tb.Helper()
 	var out [][]byte
@@ -219,8 +221,13 @@ func (w *world) record(tb testing.TB, n int) [][]byte {
 			tb.Fatal(err)
 		}
 		out = append(out, text)
+		if _, ok := b.(event.RevisionActivated); ok {
+			w.sequence++
+		}
 	}
-	for len(out) < n {
+	w.sequence = 0
+	add("", event.RevisionActivated{Digest: w.rev.Digest(), Sequence: 1})
+	for len(out) <= n {
 		w.now = w.now.Add(time.Duration(w.dice.Int64N(1e9)))
 		b := w.body(tb)
 		subject := ""

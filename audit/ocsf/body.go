@@ -49,7 +49,7 @@ func (o *object) body(body event.Body) {
 		o.StatusID, o.StatusDetail = statusFailure, text(b.Reason)
 		o.note("transmitter", b.Transmitter)
 	default:
-		if !o.rounds(body) && !o.uses(body) && !o.sessions(body) {
+		if !o.rounds(body) && !o.uses(body) && !o.sessions(body) && !o.revisions(body) {
 			o.administration(body)
 		}
 	}
@@ -304,24 +304,9 @@ func (o *object) signal(b event.SignalReceived) {
 	}
 }
 
-// administration is body for what is kept besides sessions.
-func (o *object) administration(body event.Body) {
+// revisions is body for what became of policy revisions.
+func (o *object) revisions(body event.Body) bool {
 	switch b := body.(type) {
-	case event.Genesis:
-		o.entity("ledger", b.Origin, b.Origin)
-		o.texts("trust_domains", b.TrustDomains)
-		o.texts("site_security", b.Security)
-		o.texts("site_auditors", b.Auditors)
-		o.note("product", b.Product)
-	case event.Restored:
-		o.entity("ledger", b.Origin, b.Origin)
-		o.note("incarnation", b.Incarnation)
-		o.note("previous", b.Previous)
-		o.note("known_entries", uint64(max(0, b.Known.Size)))
-	case event.KeyIntroduced:
-		o.entity("signing key", b.Use, b.KeyID)
-	case event.KeyRetired:
-		o.entity("signing key", "", b.KeyID)
 	case event.RevisionActivated:
 		o.revision(b.Digest, b.Sequence)
 		o.by(b.By)
@@ -364,6 +349,30 @@ func (o *object) administration(body event.Body) {
 		o.Comment = text(b.Reason)
 		o.note("decisions_compared", b.Compared)
 		o.note("decisions_dropped", b.Dropped)
+	default:
+		return false
+	}
+	return true
+}
+
+// administration is body for what is kept besides sessions and revisions.
+func (o *object) administration(body event.Body) {
+	switch b := body.(type) {
+	case event.Genesis:
+		o.entity("ledger", b.Origin, b.Origin)
+		o.texts("trust_domains", b.TrustDomains)
+		o.texts("site_security", b.Security)
+		o.texts("site_auditors", b.Auditors)
+		o.note("product", b.Product)
+	case event.Restored:
+		o.entity("ledger", b.Origin, b.Origin)
+		o.note("incarnation", b.Incarnation)
+		o.note("previous", b.Previous)
+		o.note("known_entries", uint64(max(0, b.Known.Size)))
+	case event.KeyIntroduced:
+		o.entity("signing key", b.Use, b.KeyID)
+	case event.KeyRetired:
+		o.entity("signing key", "", b.KeyID)
 	case event.TrustObserved:
 		o.entity("trust bundle", b.TrustDomain, b.Bundle.String())
 	case event.SubjectErased:

@@ -20,6 +20,8 @@ import (
 	"fmt"
 	"strconv"
 	"time"
+	"unicode"
+	"unicode/utf16"
 	"unicode/utf8"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -79,11 +81,31 @@ func (o *object) line(index int64) ([]byte, error) {
 	if err := enc.Encode(o); err != nil {
 		return nil, fmt.Errorf("event %d as OCSF: %w", index, err)
 	}
-	line := bytes.TrimSuffix(out.Bytes(), []byte("\n"))
+	line := harmless(bytes.TrimSuffix(out.Bytes(), []byte("\n")))
 	if len(line) > MaxLine {
 		return nil, fmt.Errorf("event %d as OCSF has %d bytes, at most %d are allowed", index, len(line), MaxLine)
 	}
 	return line, nil
+}
+
+// harmless writes as an escape what a terminal would obey or not show: names and reasons come from outside, and lines are
+// looked at where they arrive. It is the same value to every reader; outside of texts JSON has no such thing.
+func harmless(line []byte) []byte {
+	out := make([]byte, 0, len(line))
+	for len(line) > 0 {
+		r, size := utf8.DecodeRune(line)
+		switch {
+		case unicode.IsPrint(r):
+			out = append(out, line[:size]...)
+		case r > 0xffff:
+			a, b := utf16.EncodeRune(r)
+			out = fmt.Appendf(out, `\u%04x\u%04x`, a, b)
+		default:
+			out = fmt.Appendf(out, `\u%04x`, r)
+		}
+		line = line[size:]
+	}
+	return out
 }
 
 // newObject fills in what every event has.
@@ -165,12 +187,14 @@ func cut(s string, most int) string {
 	size := 0
 	for i, r := range s {
 		switch {
-		case r < ' ', r == '\u2028', r == '\u2029':
-			size += len(`\u2028`)
 		case r == '"', r == '\\':
 			size += 2
-		default:
+		case unicode.IsPrint(r):
 			size += utf8.RuneLen(r)
+		case r > 0xffff:
+			size += len(`\ud800\udc00`)
+		default:
+			size += len(`\u2028`)
 		}
 		if size > most {
 			return s[:i] + "…"

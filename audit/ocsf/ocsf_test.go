@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	"github.com/bulla-project/bulla/ledger/event"
 )
@@ -306,7 +307,7 @@ func TestDeduplicationID(t *testing.T) {
 
 // TestLongestLine: the largest events still fit, and say what they left out.
 func TestLongestLine(t *testing.T) {
-	long := strings.Repeat("<\u2028\x01", 2_000)
+	long := strings.Repeat("<\u2028\x01\u009b\U000e0041", 2_000)
 	many := slices.Repeat([]string{long}, 200)
 	raw, err := json.Marshal(map[string]any{"reasons": many, "fault": long})
 	if err != nil {
@@ -331,6 +332,24 @@ func TestLongestLine(t *testing.T) {
 		if len(line) > MaxLine || !bytes.Contains(line, []byte("_left_out")) {
 			t.Errorf("%s: %d bytes: %.300s", body.EventType(), len(line), line)
 		}
+	}
+}
+
+// Whoever looks at a line on a terminal gets nothing that it would obey, and every other reader the same value.
+func TestAbuse_A54_Line(t *testing.T) {
+	hostile := "\x1b[2J \u009b31m \x7f \u202egnp.exe \U000e0041 größe 日本"
+	line, err := (Mapper{Origin: testOrigin}).Line(1, event.New(at, subject, event.SessionRevoked{Session: event.NewID(at), Reason: hostile}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range string(line) {
+		if !unicode.IsPrint(r) {
+			t.Errorf("%U in %s", r, line)
+		}
+	}
+	var o struct{ Comment string }
+	if err := json.Unmarshal(line, &o); err != nil || o.Comment != hostile {
+		t.Errorf("%q came back as %q, %v", hostile, o.Comment, err)
 	}
 }
 

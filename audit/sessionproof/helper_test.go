@@ -9,7 +9,9 @@ import (
 	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
+	"google.golang.org/protobuf/proto"
 
+	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/certs/xtest"
@@ -116,14 +118,24 @@ func (s *story) receipt() event.SessionConfirmed {
 // use is a good use of a gated session.
 func (s *story) use(number uint32) event.SessionUsed {
 	s.t.Helper()
-	request := proof.Request{Method: methodUse, Nonce: [32]byte{1}, Exporter: [32]byte{2}, RequestID: event.NewID(start).String(), PayloadSHA256: digest("payload")}
+	return s.ask(number, &bullav1.UseRequest{SessionId: s.session.String(), Number: number})
+}
+
+// ask is a use by a request of any content.
+func (s *story) ask(number uint32, in *bullav1.UseRequest) event.SessionUsed {
+	s.t.Helper()
+	payload, err := proto.Marshal(in)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	request := proof.Request{Method: methodUse, Nonce: [32]byte{1, byte(len(s.events))}, Exporter: [32]byte{2}, RequestID: event.NewID(start).String(), PayloadSHA256: sha256.Sum256(payload)}
 	sig, err := proof.SignRequest(s.instance, request)
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	decision := s.issued.Decision
 	decision.RequestID = request.RequestID
-	return event.SessionUsed{Session: s.session, Number: number, Nonce: request.Nonce[:], Exporter: request.Exporter[:], PayloadSHA256: request.PayloadSHA256, Signature: sig, Decision: decision}
+	return event.SessionUsed{Session: s.session, Number: number, Ahead: in.GetAhead(), Nonce: request.Nonce[:], Exporter: request.Exporter[:], PayloadSHA256: request.PayloadSHA256, Signature: sig, Decision: decision}
 }
 
 // proof signs the log and proves all of its events in it.

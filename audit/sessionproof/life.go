@@ -2,7 +2,9 @@ package sessionproof
 
 import (
 	"crypto/ecdsa"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"slices"
@@ -11,6 +13,7 @@ import (
 	"github.com/spiffe/go-spiffe/v2/bundle/x509bundle"
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 
+	"github.com/bulla-project/bulla/audit"
 	"github.com/bulla-project/bulla/certs"
 	"github.com/bulla-project/bulla/envelope"
 	"github.com/bulla-project/bulla/envelope/proof"
@@ -24,11 +27,11 @@ const (
 	methodOperate = "/bulla.v1.Broker/Operate"
 )
 
-// bound is an SVID's word for the instance key, as the log has it.
+// bound is an SVID's word for the instance key, verified, and from when until when it holds.
 type bound struct {
-	index   int64
-	binding []byte
-	leaf    *x509.Certificate
+	index       int64
+	key         *ecdsa.PublicKey
+	from, until time.Time
 }
 
 // addTrust takes a trust bundle. Its digest is judged here; by whom it was made the log can't say.
@@ -52,10 +55,14 @@ func (v *verifier) addBinding(e located, b event.InstanceBound) error {
 	if err := v.chain(chain, b, e.Time.Time()); err != nil {
 		return fmt.Errorf("the certificate chain, as of %s: %w", e.Time, err)
 	}
-	v.bindings = append(v.bindings, bound{e.index, b.Binding, chain[0]})
-	if _, err := v.instance(e.index+1, e.Time.Time()); err != nil {
+	binding, err := proof.VerifyBinding(b.Binding, chain[0], e.Time.Time())
+	if err != nil {
 		return err
 	}
+	if proof.Thumbprint(binding.InstanceKey) != v.issued.Instance {
+		return errors.New("the binding is that of another instance key than the session's")
+	}
+	v.bindings = append(v.bindings, bound{e.index, binding.InstanceKey, chain[0].NotBefore, binding.NotAfter})
 	return nil
 }
 
@@ -121,25 +128,17 @@ func (v *verifier) named(chain []*x509.Certificate, id spiffeid.ID) error {
 
 // instance returns the instance key, if a binding before the event at index vouches for it at that time.
 func (v *verifier) instance(index int64, at time.Time) (*ecdsa.PublicKey, error) {
-	var last error
+	when := "before it"
 	for _, b := range slices.Backward(v.bindings) {
 		if b.index >= index {
 			continue
 		}
-		binding, err := proof.VerifyBinding(b.binding, b.leaf, at)
-		switch {
-		case err != nil:
-			last = err
-		case proof.Thumbprint(binding.InstanceKey) != v.issued.Instance:
-			return nil, errors.New("the binding is that of another instance key than the session's")
-		default:
-			return binding.InstanceKey, nil
+		if !at.Before(b.from) && at.Before(b.until) {
+			return b.key, nil
 		}
+		when = "at its time"
 	}
-	if last != nil {
-		return nil, fmt.Errorf("no SVID vouches for the instance key at that time: %w", last)
-	}
-	return nil, errors.New("no SVID vouches for the instance key before it")
+	return nil, fmt.Errorf("no SVID vouches for the instance key %s", when)
 }
 
 // life follows the session through its events.
@@ -196,8 +195,8 @@ func (v *verifier) open(e located, b event.SessionIssued) error {
 	if !v.session.ID.IsZero() || b.Session != v.proof.Session {
 		return errors.New("it issues another session, or this one a second time")
 	}
-	if b.Decision.Effect != "PERMIT" {
-		return fmt.Errorf("the decision that it carries is %q", b.Decision.Effect)
+	if err := audit.Permitted(b.Decision); err != nil {
+		return err
 	}
 	if _, err := v.instance(e.index, e.Time.Time()); err != nil {
 		return err
@@ -209,29 +208,63 @@ func (v *verifier) open(e located, b event.SessionIssued) error {
 
 // signed checks what the instance key signed, where the event holds such a thing.
 func (v *verifier) signed(e located) error {
-	var request proof.Request
-	var signature []byte
 	switch b := e.Body.(type) {
 	case event.SessionConfirmed:
 		return v.receipt(e, b)
 	case event.SessionUsed:
-		request, signature = proof.Request{Method: methodUse, RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}, b.Signature
-		request.Nonce, request.Exporter = fixed(b.Nonce), fixed(b.Exporter)
-	case event.SessionOperated:
-		request, signature = proof.Request{Method: methodOperate, RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}, b.Signature
-		request.Nonce, request.Exporter = fixed(b.Nonce), fixed(b.Exporter)
-	default:
-		return nil
+		r := proof.Request{Method: methodUse, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
+		return v.request(e, asked{r, b.Decision, b.Signature, b.PayloadSHA256 == useRequest(b)})
+	case event.SessionOperated: // its payload is salted, so that the hash does not tell the input
+		r := proof.Request{Method: methodOperate, Nonce: fixed(b.Nonce), Exporter: fixed(b.Exporter), RequestID: b.Decision.RequestID, PayloadSHA256: b.PayloadSHA256}
+		return v.request(e, asked{r, b.Decision, b.Signature, false})
+	}
+	return nil
+}
+
+// asked is a signed request, and what was decided on it. named says that its payload is known to name the session:
+// whoever writes the log could take a request that the same instance made about another one.
+type asked struct {
+	proof.Request
+	decision  event.Decision
+	signature []byte
+	named     bool
+}
+
+// request checks a signed request.
+func (v *verifier) request(e located, r asked) error {
+	if err := audit.Permitted(r.decision); err != nil {
+		return err
 	}
 	key, err := v.instance(e.index, e.Time.Time())
 	if err != nil {
 		return err
 	}
-	if err := proof.VerifyRequest(key, request, signature); err != nil {
+	if err := proof.VerifyRequest(key, r.Request, r.signature); err != nil {
 		return errors.New("the signature of the request is not that of the instance key")
 	}
-	v.receipts++
+	once := string(r.Exporter[:]) + string(r.Nonce[:])
+	if v.nonces[once] {
+		return errors.New("the signed request was counted before: each answers a nonce of its own")
+	}
+	v.nonces[once] = true
+	if r.named {
+		v.receipts++
+	} else {
+		v.requests++
+	}
 	return nil
+}
+
+// useRequest is SHA-256 of the request for a share as it is sent: a bulla.v1.UseRequest without tokens, whose fields
+// the event has. One with tokens has another.
+func useRequest(b event.SessionUsed) event.Digest {
+	id := b.Session.String()
+	payload := append([]byte{1<<3 | 2, byte(len(id))}, id...)
+	payload = binary.AppendUvarint(append(payload, 2<<3), uint64(b.Number))
+	if b.Ahead {
+		payload = append(payload, 3<<3, 1)
+	}
+	return sha256.Sum256(payload)
 }
 
 // fixed is zero for what does not have 32 bytes, which no signature is over.

@@ -66,10 +66,11 @@ type entryJSON struct {
 	Event     json.RawMessage `json:"event"`
 }
 
-type wholeJSON struct {
-	headJSON
-	Entries []entryJSON `json:"entries"`
-}
+// The parts of a file between its head and its entries, and after them.
+const (
+	entriesKey = `,"entries":[`
+	proofEnd   = "\n]}\n"
+)
 
 // Encode returns the canonical encoding: one JSON object, with a line for each event.
 func (p Proof) Encode() ([]byte, error) {
@@ -79,7 +80,7 @@ func (p Proof) Encode() ([]byte, error) {
 	}
 	var out bytes.Buffer
 	out.Write(bytes.TrimSuffix(head, []byte("}")))
-	out.WriteString(`,"entries":[`)
+	out.WriteString(entriesKey)
 	for i, e := range p.Entries {
 		line, err := event.Marshal(entryJSON{e.Index, event.Digest(e.EventSalt), event.Digest(e.ReplySalt), e.Reply, list(e.Inclusion), e.Encoding})
 		if err != nil {
@@ -91,7 +92,7 @@ func (p Proof) Encode() ([]byte, error) {
 		out.WriteByte('\n')
 		out.Write(line)
 	}
-	out.WriteString("\n]}\n")
+	out.WriteString(proofEnd)
 	if out.Len() > MaxSize || len(p.Entries) > MaxEntries {
 		return nil, fmt.Errorf("encode session proof: %d events in %d bytes, at most %d in %d are allowed", len(p.Entries), out.Len(), MaxEntries, MaxSize)
 	}
@@ -111,24 +112,32 @@ func Parse(data []byte) (Proof, error) {
 	if len(data) > MaxSize {
 		return Proof{}, fault(fileName, "%d bytes, at most %d are allowed", len(data), MaxSize)
 	}
-	var w wholeJSON
-	if err := event.Unmarshal(bytes.TrimSuffix(data, []byte("\n")), &w); err != nil {
+	head, rest, found := bytes.Cut(data, []byte(entriesKey))
+	lines, ended := bytes.CutSuffix(rest, []byte(proofEnd))
+	if !found || !ended {
+		return Proof{}, fault(fileName, "it is not a session proof: it has no entries")
+	}
+	var h headJSON
+	if err := event.Unmarshal(append(head[:len(head):len(head)], '}'), &h); err != nil {
 		return Proof{}, fault(fileName, "it is not a session proof: %v", err)
 	}
-	if w.Format != Format || w.EventVersion != event.Version {
-		return Proof{}, fault(fileName, "format %.40q with events of version %d, this program reads %q with %d", w.Format, w.EventVersion, Format, event.Version)
+	if h.Format != Format || h.EventVersion != event.Version {
+		return Proof{}, fault(fileName, "format %.40q with events of version %d, this program reads %q with %d", h.Format, h.EventVersion, Format, event.Version)
 	}
-	if len(w.Entries) == 0 || len(w.Entries) > MaxEntries || len(w.Consistency) > maxHashes || len(w.Checkpoint) > proofs.MaxCosigned || len(w.Since) > proofs.MaxCheckpoint {
-		return Proof{}, fault(fileName, "%d events, %d hashes of consistency and a checkpoint of %d bytes: one of them is none, or too many", len(w.Entries), len(w.Consistency), len(w.Checkpoint))
+	if n := bytes.Count(lines, []byte("\n")); n == 0 || n > MaxEntries || len(h.Consistency) > maxHashes || len(h.Checkpoint) > proofs.MaxCosigned || len(h.Since) > proofs.MaxCheckpoint {
+		return Proof{}, fault(fileName, "%d events, %d hashes of consistency and a checkpoint of %d bytes: one of them is none, or too many", n, len(h.Consistency), len(h.Checkpoint))
 	}
-	p := Proof{Session: w.Session, LogKey: w.LogKey, Checkpoint: []byte(w.Checkpoint), Since: []byte(w.Since), Consistency: w.Consistency}
-	for _, e := range w.Entries {
-		if len(e.Inclusion) > maxHashes || e.Index < 0 || e.Index > proofs.MaxSize {
-			return Proof{}, faultAt(e.Index, "its index or its proof is larger than that of any log")
+	p := Proof{Session: h.Session, LogKey: h.LogKey, Checkpoint: []byte(h.Checkpoint), Since: []byte(h.Since), Consistency: h.Consistency}
+	// Line by line: what is made of a hostile file is never much larger than the file.
+	for line := range bytes.SplitSeq(lines, []byte("\n")) {
+		if len(line) == 0 { // before the first one
+			continue
 		}
-		p.Entries = append(p.Entries, Entry{audit.Record{
-			Index: e.Index, Encoding: e.Event, EventSalt: event.Salt(e.EventSalt), ReplySalt: event.Salt(e.ReplySalt), Reply: e.Reply,
-		}, e.Inclusion})
+		e, err := parseEntry(bytes.TrimSuffix(line, []byte(",")))
+		if err != nil {
+			return Proof{}, err
+		}
+		p.Entries = append(p.Entries, e)
 	}
 	again, err := p.Encode()
 	if err != nil {
@@ -138,6 +147,20 @@ func Parse(data []byte) (Proof, error) {
 		return Proof{}, fault(fileName, "it is not in its canonical spelling: line %d differs", 1+commonLines(again, data))
 	}
 	return p, nil
+}
+
+// parseEntry reads the line of an event.
+func parseEntry(line []byte) (Entry, error) {
+	var e entryJSON
+	if err := event.Unmarshal(line, &e); err != nil {
+		return Entry{}, fault(fileName, "an entry can't be read: %v", err)
+	}
+	if len(e.Inclusion) > maxHashes || e.Index < 0 || e.Index > proofs.MaxSize {
+		return Entry{}, faultAt(e.Index, "its index or its proof is larger than that of any log")
+	}
+	return Entry{audit.Record{
+		Index: e.Index, Encoding: e.Event, EventSalt: event.Salt(e.EventSalt), ReplySalt: event.Salt(e.ReplySalt), Reply: e.Reply,
+	}, e.Inclusion}, nil
 }
 
 // commonLines is how many lines at the beginning of a and b are the same.

@@ -87,6 +87,10 @@ func (v *verifier) tell(r *Report) {
 	} else {
 		missing("that the envelope was opened: there is no receipt")
 	}
+	if v.requests > 0 {
+		shown("the holder of the instance key signed %d further requests for uses, each of which is counted once", v.requests)
+		missing("that these %d requests name this session, and not another one of the same instance: the log has only hashes of what was asked", v.requests)
+	}
 	v.tellTime(r, shown, missing)
 	if v.replyOpened {
 		shown("the recipient got the very envelope that the record names")
@@ -99,7 +103,7 @@ func (v *verifier) tell(r *Report) {
 	if !v.session.State.Ended() {
 		missing("the end of the session: what came after entry %d is not in this proof", r.Size-1)
 	}
-	missing("that no further event about the session was left out: an export of the whole log shows that")
+	missing("that no further event about the session, its envelope key or its policy was left out: an export of the whole log shows that")
 	missing("whether the policy was right to permit it: that is a matter of replaying the decision")
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -91,6 +92,28 @@ func TestForged(t *testing.T) {
 			s.deliver().add(principal, s.use(1))
 			s.add(principal, s.use(1))
 		}, "gave it out before"},
+		"a request that is counted twice": {func(s *story) {
+			s.issued.Grade, s.issued.Uses, s.issued.Epoch = "gated", 3, "e"
+			s.deliver().add(principal, s.use(1))
+			again := s.events[len(s.events)-1].Body.(event.SessionUsed)
+			again.Number = 2
+			s.add(principal, again)
+		}, "counted before"},
+		"a delivery that is dated back": {func(s *story) {
+			s.deliver().events[5].Time = event.NewTime(start.Add(-time.Hour))
+		}, "no SVID vouches for the instance key at its time"},
+		"a binding beside a good one that nobody signed": {func(s *story) {
+			bad := s.bind(leaf, s.instance)
+			bad.Binding[len(bad.Binding)-1] ^= 1
+			s.deliver().add(principal, bad)
+		}, "signature"},
+		"a use that was denied": {func(s *story) {
+			s.issued.Grade, s.issued.Uses, s.issued.Epoch = "gated", 3, "e"
+			s.deliver()
+			bad := s.use(1)
+			bad.Decision.Effect = "DENY"
+			s.add(principal, bad)
+		}, "DENY"},
 		"a denial": {func(s *story) { s.issued.Decision.Effect = "DENY"; s.deliver() }, "DENY"},
 		"a binding of another instance": {func(s *story) {
 			s.bound = s.bind(leaf, other)
@@ -167,6 +190,48 @@ func TestForged(t *testing.T) {
 		var f *audit.Fault
 		if !errors.As(err, &f) || !errors.Is(err, proofs.ErrVerification) || !strings.Contains(f.What, c.want) {
 			t.Errorf("%s: %v, want a fault about %q", name, err, c.want)
+		}
+	}
+}
+
+// What is signed is counted to the session only where it names the session: the log's owner has requests of other
+// sessions of the same instance as well.
+func TestRequests(t *testing.T) {
+	s := newStory(t)
+	s.issued.Grade, s.issued.Uses, s.issued.Offline, s.issued.Epoch = "gated", 300, 3, "e"
+	s.deliver().add(principal, s.use(1))
+	s.add(principal, s.use(300))
+	s.add(principal, s.ask(2, &bullav1.UseRequest{SessionId: s.session.String(), Number: 2, Ahead: true}))
+	r, err := s.verify()
+	if err != nil || !has(r.Shown, "3 signed receipts or requests") || has(r.NotShown, "name this session") {
+		t.Errorf("%+v, %v", r, err)
+	}
+	s.add(principal, s.ask(3, &bullav1.UseRequest{SessionId: event.NewID(start).String(), Number: 3}))
+	s.add(principal, s.ask(4, &bullav1.UseRequest{SessionId: s.session.String(), Number: 4, Factors: []*bullav1.Factor{{Kind: "oidc", Token: "t"}}}))
+	r, err = s.verify()
+	if err != nil || !has(r.Shown, "3 signed receipts or requests") || !has(r.NotShown, "that these 2 requests name this session") {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
+// A file of many entries is refused before memory is made of them.
+func TestParseCounts(t *testing.T) {
+	data, err := newStory(t).deliver().proof().Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(data), entriesKey)
+	for _, separator := range []string{",", ",\n"} {
+		bad := []byte(head + entriesKey + "\n{}" + strings.Repeat(separator+"{}", 1<<20) + proofEnd)
+		var f *audit.Fault
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		if _, err := Parse(bad); !errors.As(err, &f) {
+			t.Errorf("%q: %v", separator, err)
+		}
+		runtime.ReadMemStats(&after)
+		if used := after.TotalAlloc - before.TotalAlloc; used > 4*uint64(len(bad)) {
+			t.Errorf("%q: %d bytes were made of %d", separator, used, len(bad))
 		}
 	}
 }

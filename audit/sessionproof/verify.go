@@ -33,7 +33,7 @@ type Options struct {
 // Verify checks everything that a proof says, and reports what is shown by it and what is not. What does not hold is an
 // *audit.Fault with its place.
 func Verify(p Proof, opts Options) (Report, error) {
-	v := verifier{proof: p, opts: opts, trust: map[event.Digest]event.TrustObserved{}}
+	v := verifier{proof: p, opts: opts, trust: map[event.Digest]event.TrustObserved{}, nonces: map[string]bool{}}
 	steps := []func() error{v.head, v.since, v.against, v.inclusion, v.foundation, v.life, v.reply, v.witnesses}
 	for _, step := range steps {
 		if err := step(); err != nil {
@@ -65,9 +65,11 @@ type verifier struct {
 	issued      *event.SessionIssued
 	issuedAt    located
 	session     session.Session
-	receipts    int // what the instance key signed about the delivery: receipts and uses
-	unvouched   int // bindings without a trust bundle in the log
-	others      int // events of custodians and approvers
+	receipts    int             // what the instance key signed about this session: receipts and requests for shares
+	requests    int             // signed requests of which the log does not tell which session they name
+	nonces      map[string]bool // of the signed requests
+	unvouched   int             // bindings without a trust bundle in the log
+	others      int             // events of custodians and approvers
 	replyOpened bool
 }
 

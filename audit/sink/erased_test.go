@@ -4,6 +4,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
 )
@@ -44,4 +46,29 @@ func TestErasedEvents(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestErasedWhileItWaits: what was read for a sink that is away, and is erased before that one comes back, is not written
+// any more.
+func TestErasedWhileItWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, m := newLog(2), &memory{fail: 1 << 20}
+		l.end = true
+		done := make(chan error, 1)
+		go func() { done <- New(Config{Source: l, Sink: m, Origin: "a.example/b"}).Run(t.Context()) }()
+		time.Sleep(time.Minute)
+		l.mu.Lock()
+		l.events[1] = event.Event{ID: l.events[1].ID}
+		l.mu.Unlock()
+		time.Sleep(stale + longestWait)
+		m.mu.Lock()
+		m.fail = 0
+		m.mu.Unlock()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if last := m.got[len(m.got)-1]; last.Index != 1 || !strings.Contains(string(last.JSON), `"status":"Erased"`) {
+			t.Errorf("event %d: %s", last.Index, last.JSON)
+		}
+	})
 }

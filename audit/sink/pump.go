@@ -23,8 +23,12 @@ const (
 	longestPause = time.Second
 	// stopGrace is how long a sink may go on after the pump was told to stop.
 	stopGrace = 2 * time.Second
+	// stale is how long a page that does not arrive is kept: then it is read again, since events may be erased meanwhile.
+	stale = time.Minute
 	// silence is after how long without an answer a sink is said to hang.
 	silence = 15 * time.Second
+	// patience is after how long the event before the position is said to be away; a source that knows better says so before.
+	patience = time.Minute
 )
 
 // Config is what a pump is made of.
@@ -62,6 +66,7 @@ type Pump struct {
 // page is some lines, and where the pump is when they have arrived.
 type page struct {
 	lines []Line
+	read  time.Time
 	next  position
 	full  bool // there is more
 }
@@ -187,10 +192,10 @@ func (p *Pump) misfit(at position, why string) error {
 	return fmt.Errorf("%w: %s has index %d, and %s: was the ledger restored from a backup? Remove the file to write every event again", ErrPosition, p.cfg.State, at.Next, why)
 }
 
-// step moves one page, and keeps that it did. A page that did not arrive is there for the next step. full says that
-// there is more.
+// step moves one page, and keeps that it did. A page that did not arrive is there for the next step, for a while. full says
+// that there is more.
 func (p *Pump) step(ctx context.Context, k *keeper, at position) (next position, full bool, err error) {
-	if len(p.page.lines) == 0 {
+	if len(p.page.lines) == 0 || time.Since(p.page.read) > stale {
 		if p.page, err = p.read(ctx, at); err != nil || len(p.page.lines) == 0 {
 			return at, false, err
 		}
@@ -215,7 +220,7 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	if check {
 		from--
 	}
-	entries, err := p.cfg.Source.Next(ctx, from, pageSize)
+	entries, err := p.next(ctx, from, check)
 	switch {
 	case errors.Is(err, io.EOF) && check:
 		return page{}, p.misfit(at, "the log ends before it")
@@ -227,7 +232,7 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	if err := inOrder(entries, from); err != nil || len(entries) == 0 {
 		return page{}, err
 	}
-	out := page{full: len(entries) == pageSize}
+	out := page{read: time.Now(), full: len(entries) == pageSize}
 	if check {
 		if first := entries[0].Event; first.ID != at.Last && (first.Body != nil || !first.ID.IsZero()) {
 			return page{}, p.misfit(at, "the event before it is another one")
@@ -247,6 +252,21 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	p.oldest = firstTime(entries)
 	p.mu.Unlock()
 	return out, nil
+}
+
+// next asks the source. The event before the position has been there, so that only a log that ends before it, or is away,
+// makes one wait for it: that is said, and not waited out in silence.
+func (p *Pump) next(ctx context.Context, from int64, check bool) ([]Entry, error) {
+	if !check {
+		return p.cfg.Source.Next(ctx, from, pageSize)
+	}
+	soon, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	entries, err := p.cfg.Source.Next(soon, from, pageSize)
+	if err != nil && soon.Err() != nil && ctx.Err() == nil {
+		return nil, fmt.Errorf("event %d, before the position in %s, has not come for %s: was the ledger restored from a backup? Remove the file to write every event again", from, p.cfg.State, patience)
+	}
+	return entries, err
 }
 
 func (p *Pump) lines(entries []Entry) ([]Line, error) {

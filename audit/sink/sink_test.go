@@ -205,7 +205,7 @@ func (f final2) Next(ctx context.Context, from int64, most int) ([]Entry, error)
 	return out, err
 }
 
-// TestSinkIsDownForLong: the pump waits longer and longer, holds one page, says how far it is behind, and catches up.
+// TestSinkIsDownForLong: the pump waits longer and longer, holds one page (read again now and then), says how far it is behind, and catches up.
 func TestSinkIsDownForLong(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l, m := newLog(10), &memory{fail: 1 << 30}
@@ -220,7 +220,7 @@ func TestSinkIsDownForLong(t *testing.T) {
 		if s.Behind != 5010 || s.Lag != 2*time.Hour || s.Err == nil || s.Next != 0 || s.Ended {
 			t.Errorf("%+v", s)
 		}
-		if m.most > pageSize || l.reads > 1 || 1<<30-m.fail > 300 {
+		if m.most > pageSize || l.reads > int(2*time.Hour/stale) || 1<<30-m.fail > 300 {
 			t.Errorf("%d lines at once, %d reads, %d writes in two hours", m.most, l.reads, 1<<30-m.fail)
 		}
 		m.mu.Lock()
@@ -275,6 +275,34 @@ func TestRefusalsAreCounted(t *testing.T) {
 	if s := p.Status(time.Now()); err != nil || s.Refused != 2 || s.Written != 8 || s.Last != (Refusal{7, "too old"}) || s.Next != 10 {
 		t.Errorf("%+v, %v", s, err)
 	}
+}
+
+// TestShorterLogIsFollowed: a log that ends before the position, as after a restore, is not waited for in silence.
+func TestShorterLogIsFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l, state := newLog(10), filepath.Join(t.TempDir(), "pos")
+		l.end = true
+		if err := New(Config{Source: l, Sink: &memory{}, Origin: testOrigin, State: state}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		l.events, l.end = l.events[:5], false
+		p := New(Config{Source: l, Sink: &memory{}, Origin: testOrigin, State: state})
+		done := make(chan error, 1)
+		go func() { done <- p.Run(t.Context()) }()
+		time.Sleep(patience + time.Second)
+		if s := p.Status(time.Now()); s.Err == nil || !strings.Contains(s.Err.Error(), "event 9, before the position") {
+			t.Errorf("%+v", s)
+		}
+		other := newLog(12)
+		other.events[9].ID[0] = 1
+		l.mu.Lock()
+		l.events = other.events
+		close(l.grown)
+		l.mu.Unlock()
+		if err := <-done; !errors.Is(err, ErrPosition) {
+			t.Errorf("another history: %v", err)
+		}
+	})
 }
 
 // TestAnotherLog: a position that is not of this log ends the export, instead of leaving out what is at those indexes now.

@@ -73,29 +73,33 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusNotFound)
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), maxWait)
+	data, err := s.read(r.Context(), t, entries)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		refuse(w, http.StatusNotFound)
+	case err != nil:
+		w.Header().Set("Retry-After", "1")
+		refuse(w, http.StatusServiceUnavailable)
+	default:
+		answer(w, "application/octet-stream", cacheForever, data)
+	}
+}
+
+// read reads a tile or a bundle when it is its turn. It waits for no peer: whoever takes its answer slowly keeps nobody
+// else from being answered.
+func (s *server) read(ctx context.Context, t tiles.Tile, entries bool) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, maxWait)
 	defer cancel()
 	select {
 	case s.room <- struct{}{}:
 		defer func() { <-s.room }()
 	case <-ctx.Done():
-		w.Header().Set("Retry-After", "1")
-		refuse(w, http.StatusServiceUnavailable)
-		return
+		return nil, ctx.Err()
 	}
-	read := s.hashes
 	if entries {
-		read = s.entries
+		return s.entries(ctx, t)
 	}
-	data, err := read(ctx, t)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		refuse(w, http.StatusNotFound)
-	case err != nil:
-		refuse(w, http.StatusServiceUnavailable)
-	default:
-		answer(w, "application/octet-stream", cacheForever, data)
-	}
+	return s.cfg.Log.Tile(t)
 }
 
 func (s *server) checkpoint(w http.ResponseWriter) {
@@ -121,8 +125,6 @@ func refuse(w http.ResponseWriter, status int) {
 	w.Header().Set("Cache-Control", "no-store")
 	http.Error(w, http.StatusText(status), status)
 }
-
-func (s *server) hashes(_ context.Context, t tiles.Tile) ([]byte, error) { return s.cfg.Log.Tile(t) }
 
 // entries reads the bundle of leaves that belongs to a tile of level 0 of the signed log.
 func (s *server) entries(ctx context.Context, t tiles.Tile) ([]byte, error) {

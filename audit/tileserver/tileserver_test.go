@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/bulla-project/bulla/audit"
@@ -131,5 +132,39 @@ func TestServeRefuses(t *testing.T) {
 	src.err, src.leaves = nil, src.leaves[:100]
 	if resp, _ := ask(t, "GET", base+"/tile/entries/000"); resp.StatusCode != http.StatusServiceUnavailable {
 		t.Errorf("a store that lost leaves: %v", resp.Status)
+	}
+}
+
+// slowPeer takes nothing of its answer until the end of the test.
+type slowPeer struct {
+	*httptest.ResponseRecorder
+	waits, end chan struct{}
+}
+
+func (p slowPeer) Write(data []byte) (int, error) {
+	p.waits <- struct{}{}
+	<-p.end
+	return p.ResponseRecorder.Write(data)
+}
+
+// Peers that take their answers slowly, as many as may be read for at once, keep nobody else waiting.
+func TestSlowPeers(t *testing.T) {
+	log, src, _ := serve(t)
+	h := Handler(Config{Log: log, Leaves: src, Checkpoint: log.Checkpoint})
+	slow := slowPeer{httptest.NewRecorder(), make(chan struct{}), make(chan struct{})}
+	var all sync.WaitGroup
+	defer all.Wait()
+	defer close(slow.end)
+	for range maxAtOnce {
+		peer := slow
+		peer.ResponseRecorder = httptest.NewRecorder()
+		all.Go(func() { h.ServeHTTP(peer, httptest.NewRequest(http.MethodGet, "/tile/entries/000", nil)) })
+	}
+	for range maxAtOnce {
+		<-slow.waits
+	}
+	out := httptest.NewRecorder()
+	if h.ServeHTTP(out, httptest.NewRequest(http.MethodGet, "/tile/0/000", nil)); out.Code != http.StatusOK {
+		t.Errorf("status %d", out.Code)
 	}
 }

@@ -42,6 +42,10 @@ type outward struct {
 	publisher *publish.Publisher // nil: nothing is published
 	listener  net.Listener       // of tiles; nil: they are not served
 	http      *http.Server
+
+	mu        sync.Mutex // guards what follows
+	shown     []byte     // what newest gave last
+	shownSize int64
 }
 
 // openOutward makes it, and writes and asks nothing yet.
@@ -127,7 +131,8 @@ func (o *outward) witnessed() []byte {
 }
 
 // newest is the checkpoint that is served and published: the newest witnessed one where there are witnesses and they have
-// cosigned any, else the newest one. With it comes the size of its log.
+// cosigned any, else the newest one. With it comes the size of its log, which never becomes smaller: the first witnessed
+// one may be of a smaller log than what was shown while there was none.
 func (o *outward) newest() ([]byte, int64) {
 	raw := o.witnessed()
 	if raw == nil {
@@ -137,7 +142,12 @@ func (o *outward) newest() ([]byte, int64) {
 	if err != nil {
 		return nil, 0
 	}
-	return raw, at.Size
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if at.Size >= o.shownSize {
+		o.shown, o.shownSize = raw, at.Size
+	}
+	return o.shown, o.shownSize
 }
 
 // run works until ctx ends. What the listener ends with goes to failed.

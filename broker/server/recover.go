@@ -198,6 +198,20 @@ func BundleKeysStopped(ctx context.Context, cfg config.Config, addFile, retire s
 	return s.bundleKeys(ctx)
 }
 
+// hasBundleKeys refuses a configuration that names bundle keys for a ledger that has none: whoever wrote it believes that
+// nothing unsigned is activated.
+func (s *stores) hasBundleKeys(ctx context.Context, cfg config.Config) error {
+	if len(cfg.Policy.BundleKeys) == 0 {
+		return nil
+	}
+	keys, err := s.bundleKeys(ctx)
+	if err == nil && len(keys) == 0 {
+		err = fmt.Errorf("%w: policy.bundle_keys names keys, and this ledger has none, so that unsigned bundles would be activated: "+
+			"introduce them with `bulla server bundle-key --add FILE`, or take them out of the configuration", config.ErrInvalid)
+	}
+	return err
+}
+
 func (s *stores) bundleKeys(ctx context.Context) (out []ledger.Key, err error) {
 	all, err := s.ledger.Keys(ctx)
 	for _, k := range all {

@@ -80,7 +80,11 @@ func RestoreStopped(ctx context.Context, cfg config.Config, opts RestoreOptions)
 	if opts.Log == nil {
 		opts.Log = slog.New(slog.DiscardHandler)
 	}
-	s, err := openStores(ctx, cfg, opts.Log)
+	open := lookAtStores
+	if opts.Confirm {
+		open = openStores
+	}
+	s, err := open(ctx, cfg, opts.Log)
 	if err != nil {
 		return Restoration{}, err
 	}

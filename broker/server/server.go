@@ -106,6 +106,9 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 	if genesis.Origin != cfg.Log.Origin {
 		return nil, fmt.Errorf("%w: log.origin is %s, and this ledger is that of %s: a log's name never changes", config.ErrInvalid, cfg.Log.Origin, genesis.Origin)
 	}
+	if err = s.stores.hasBundleKeys(ctx, cfg); err != nil {
+		return nil, err
+	}
 	if err = s.stores.publish(cfg.DataDir); err != nil { // Init may have been interrupted before it came to that
 		return nil, err
 	}

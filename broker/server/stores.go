@@ -13,6 +13,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/broker/config"
@@ -79,16 +80,50 @@ func openRing(ctx context.Context, cfg config.Config, create bool) (*keyring.Rin
 	return keyring.Open(ctx, keyring.Config{Path: path, KEK: kek, Create: create})
 }
 
-// openStores opens what Init made.
+// openStores opens what Init made. A ledger of an older format is brought up to date.
 func openStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stores, error) {
-	if _, err := os.Stat(filepath.Join(cfg.DataDir, storeFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", cfg.DataDir, ErrNotInitialised)
+	ring, err := ringOf(ctx, cfg)
+	if err != nil {
+		return nil, err
 	}
-	ring, err := openRing(ctx, cfg, false)
+	if err := bringUp(ctx, filepath.Join(cfg.DataDir, storeFile), ring, log); err != nil {
+		return nil, err
+	}
+	return openWith(ctx, cfg, ring, log)
+}
+
+// lookAtStores opens what Init made and changes nothing, so that it refuses an older format.
+func lookAtStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stores, error) {
+	ring, err := ringOf(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	return openWith(ctx, cfg, ring, log)
+}
+
+// ringOf opens the keyring of a ledger that is there.
+func ringOf(ctx context.Context, cfg config.Config) (*keyring.Ring, error) {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, storeFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", cfg.DataDir, ErrNotInitialised)
+	}
+	return openRing(ctx, cfg, false)
+}
+
+// bringUpSays is how often it is said how far a ledger of an older format is.
+const bringUpSays = 5 * time.Second
+
+// bringUp makes a ledger of an older format one of this version.
+func bringUp(ctx context.Context, path string, ring *keyring.Ring, log *slog.Logger) error {
+	return sqlite.Upgrade(ctx, path, func(ctx context.Context, snap ledger.Snapshot, put func(ledger.Row) error) error {
+		log.Info("ledger is of an older format and is brought up to date")
+		said := time.Now()
+		return ledger.Upgrade(ctx, snap, ring, func(done, total int64) {
+			if time.Since(said) > bringUpSays || done == total {
+				said = time.Now()
+				log.Info("ledger is being brought up to date", "events", done, "of", total)
+			}
+		}, put)
+	})
 }
 
 func openWith(ctx context.Context, cfg config.Config, ring *keyring.Ring, log *slog.Logger) (_ *stores, err error) {

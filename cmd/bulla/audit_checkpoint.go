@@ -16,6 +16,9 @@ import (
 	"github.com/bulla-project/bulla/internal/durable"
 )
 
+// refusedSuffix is that of the file with a checkpoint that does not extend the older one.
+const refusedSuffix = ".refused"
+
 // checkpointFlags are those of `bulla audit checkpoint`.
 type checkpointFlags struct {
 	key, since, out string
@@ -29,7 +32,8 @@ func newAuditCheckpointCommand(a *app) *cobra.Command {
 		Use: "checkpoint --log-key FILE [flags]", Short: "Get the newest checkpoint, and check that the log only grew",
 		Long: "Gets the log's newest signed checkpoint. With --since it is shown that the log of that checkpoint, kept\n" +
 			"from before, is the beginning of the new one: nothing in it was changed, removed or put in between. Keep\n" +
-			"what --out writes for the next time. The exit code is 5 if it does not hold.\n\n" +
+			"what --out writes for the next time. The exit code is 5 if it does not hold; what was signed is in\n" +
+			"FILE.refused then.\n\n" +
 			"With --witnessed it is the newest one that enough witnesses cosigned, by the broker's configuration;\n" +
 			"--witness names the key of one that has to be among them, and may be repeated. Every member of the\n" +
 			"trust domain may ask.",
@@ -90,9 +94,9 @@ func (a *app) checkpoint(c *cobra.Command, f checkpointFlags) error {
 	if err != nil {
 		return fmt.Errorf("get the newest checkpoint: %w", err)
 	}
-	answer, err := checkCheckpoint(reply, key, old, f.since != "", witnesses)
+	answer, err := checkCheckpoint(reply, key, old, f, witnesses)
 	if err != nil {
-		return fmt.Errorf("the newest checkpoint: %w", err)
+		return fmt.Errorf("the newest checkpoint: %w", keepRefused(f, key, reply.GetCheckpoint(), err))
 	}
 	if f.out != "" {
 		if err := durable.WriteFile(f.out, reply.GetCheckpoint(), 0o644); err != nil {
@@ -102,8 +106,25 @@ func (a *app) checkpoint(c *cobra.Command, f checkpointFlags) error {
 	return a.print(answer, func(w io.Writer) error { return checkpointText(w, answer) })
 }
 
+// keepRefused writes down a checkpoint that the log's key signed and that is not shown to extend the older one: where they
+// contradict each other, both together are the evidence. It goes to a file of its own, so that nobody takes it for the next
+// one to compare with.
+func keepRefused(f checkpointFlags, key proofs.Key, raw []byte, refused error) error {
+	if _, _, err := key.OpenCosigned(raw, nil); err != nil || f.since == "" {
+		return refused
+	}
+	if f.out == "" {
+		return fmt.Errorf("%w; ask again with --out FILE: what the log's key signed is kept in FILE%s then", refused, refusedSuffix)
+	}
+	path := f.out + refusedSuffix
+	if err := durable.WriteFile(path, raw, 0o644); err != nil {
+		return fmt.Errorf("%w; what the log's key signed could not be kept: %w", refused, err)
+	}
+	return fmt.Errorf("%w; what the log's key signed is in %s: keep it together with %s", refused, path, f.since)
+}
+
 // checkCheckpoint checks what the broker answered.
-func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.Checkpoint, since bool, witnesses []proofs.WitnessKey) (checkpointAnswer, error) {
+func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.Checkpoint, f checkpointFlags, witnesses []proofs.WitnessKey) (checkpointAnswer, error) {
 	at, sigs, err := key.OpenCosigned(reply.GetCheckpoint(), witnesses)
 	if err != nil {
 		return checkpointAnswer{}, err
@@ -111,11 +132,14 @@ func checkCheckpoint(reply *bullav1.CheckpointReply, key proofs.Key, old proofs.
 	if _, missing := proofs.VerifiedBy(sigs, witnesses); len(missing) > 0 {
 		return checkpointAnswer{}, fmt.Errorf("%w: witness %s did not cosign it", client.ErrVerification, missing[0])
 	}
+	if f.witnessed && len(sigs) == 0 {
+		return checkpointAnswer{}, fmt.Errorf("%w: no witness cosigned it", client.ErrVerification)
+	}
 	answer := checkpointAnswer{OK: true, Origin: at.Origin, Size: at.Size, Root: at.Root.String(), Witnesses: sigs, Checkpoint: string(reply.GetCheckpoint())}
 	if answer.Witnesses == nil {
 		answer.Witnesses = []proofs.Cosignature{}
 	}
-	if !since {
+	if f.since == "" {
 		return answer, nil
 	}
 	proof := proofs.ConsistencyProof{Old: old.Size, New: at.Size}

@@ -113,6 +113,8 @@ func printErased(w io.Writer, answer eraseAnswer) error {
 		text = "would erase " + counts
 	case answer.DryRun && answer.Events > 0:
 		text = "could be erased otherwise: " + counts
+	case len(answer.Kept) > 0 && answer.Erased: // somebody came between
+		text = "erased " + counts + ", but not the rest"
 	case len(answer.Kept) > 0:
 		text = "NOTHING was erased: it goes as a whole, or stays"
 	case answer.Events == 0:

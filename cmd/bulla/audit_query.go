@@ -180,7 +180,7 @@ func (a *app) query(c *cobra.Command, in *bullav1.QueryRequest) error {
 		end.Next, in.PageToken = orNull(reply.GetNext()), reply.GetNext()
 		if end.Next == nil || !all && found >= limit {
 			progress.Clear()
-			return a.printQuery(rows, end)
+			return a.printQuery(rows, end, in.GetAbout())
 		}
 	}
 }
@@ -194,7 +194,7 @@ func (a *app) queryPage(c *cobra.Command, in *bullav1.QueryRequest) (reply *bull
 	return reply, err
 }
 
-func (a *app) printQuery(rows [][]string, end queryEnd) error {
+func (a *app) printQuery(rows [][]string, end queryEnd, about *bullav1.About) error {
 	if a.json() {
 		return show.JSONLine(a.stdout, end)
 	}
@@ -208,12 +208,23 @@ func (a *app) printQuery(rows [][]string, end queryEnd) error {
 		return err
 	}
 	if end.Next != nil {
-		if err := more(&b, *end.Next, "--page"); err != nil {
+		if err := more(&b, *end.Next, sameTimes(about)+"--page"); err != nil {
 			return err
 		}
 	}
 	_, err := io.WriteString(a.stdout, b.String())
 	return err
+}
+
+// sameTimes are the flags that ask about the very same time again, which a span back from now would not.
+func sameTimes(about *bullav1.About) (flags string) {
+	if t := about.GetSince(); t != nil {
+		flags += "--since " + t.AsTime().Format(time.RFC3339Nano) + " "
+	}
+	if t := about.GetUntil(); t != nil {
+		flags += "--until " + t.AsTime().Format(time.RFC3339Nano) + " "
+	}
+	return flags
 }
 
 // printNotes writes what an answer can't say.

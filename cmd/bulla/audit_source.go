@@ -15,8 +15,12 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 )
 
-// tailAhead is how many events are received before they are asked for.
-const tailAhead = 256
+const (
+	// tailAhead is how many events are received before they are asked for.
+	tailAhead = 256
+	// maxTailed is the largest message with one, in bytes: so many of them wait in memory.
+	maxTailed = event.MaxSize + 1<<10
+)
 
 // tailSource gives the events of a broker, as `audit tail` gets them. A stream that ends is opened again where it ended,
 // if more is to be waited for. It is used by one goroutine.
@@ -92,7 +96,7 @@ func (s *tailSource) first(ctx context.Context) (*bullav1.AuditEvent, error) {
 		}
 	}
 	err := s.stream.err
-	s.stream = nil
+	s.close()
 	switch {
 	case err == nil || errors.Is(err, io.EOF):
 		return nil, io.EOF
@@ -121,7 +125,7 @@ func receiveTail(ctx, streaming context.Context, conn *grpc.ClientConn, in *bull
 	streaming, cancel := context.WithCancel(streaming)
 	defer cancel()
 	defer context.AfterFunc(ctx, cancel)()
-	tail, err := bullav1.NewAuditClient(conn).Tail(streaming, in)
+	tail, err := bullav1.NewAuditClient(conn).Tail(streaming, in, grpc.MaxCallRecvMsgSize(maxTailed))
 	if err != nil {
 		return err
 	}

@@ -3,11 +3,15 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
+	"io"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
@@ -54,6 +58,39 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 		},
 		"warning": func(a *app) error { a.warn("%s", hostile); return nil },
 	}
+	escapes(t, answers)
+}
+
+// TestAbuse_A54_AnswersToQuestions does the same with what auditors and responders are told.
+func TestAbuse_A54_AnswersToQuestions(t *testing.T) {
+	foreign := hostile
+	escapes(t, map[string]func(*app) error{
+		"erased": func(a *app) error {
+			return a.print(eraseAnswer{Subject: hostile, Kept: []string{hostile}}, func(w io.Writer) error {
+				return printErased(w, eraseAnswer{Subject: hostile, Kept: []string{hostile}})
+			})
+		},
+		"query": func(a *app) error {
+			return a.printQuery([][]string{findingRow(&bullav1.Finding{Outcome: hostile, Principal: hostile, Secret: hostile, Grade: hostile, State: hostile})},
+				queryEnd{Next: &foreign, Notes: []string{hostile}}, nil)
+		},
+		"blast radius": func(a *app) error {
+			b := &bullav1.BlastRadius{
+				Exposures: []*bullav1.Exposure{{Todo: hostile, Secret: hostile, Grades: []string{hostile}}}, Notes: []string{hostile},
+				Steps: []*bullav1.Step{{Command: hostile, Why: hostile}},
+			}
+			return a.print(newBlastJSON(b), func(w io.Writer) error { return printBlast(w, b) })
+		},
+		"usage": func(a *app) error {
+			u := &bullav1.SecretUsage{Name: hostile, LastPrincipal: hostile, Notes: []string{hostile}}
+			return a.print(newUsageJSON(u), func(w io.Writer) error { return printUsage(w, u) })
+		},
+	})
+}
+
+// escapes fails where an answer has something in it that a terminal would obey.
+func escapes(t *testing.T, answers map[string]func(*app) error) {
+	t.Helper()
 	for name, answer := range answers {
 		for _, output := range []string{outputText, outputJSON} {
 			var out bytes.Buffer
@@ -63,12 +100,49 @@ func TestAbuse_A54_EveryAnswer(t *testing.T) {
 			if out.Len() == 0 {
 				t.Errorf("%s: nothing was printed", name)
 			}
+			text := strings.ReplaceAll(out.String(), "\nnext:\n", "") // which is ours
 			for _, bad := range []string{"\x1b", "\x07", "\u202e", "\u009b", "\r", "\t", "\nover", "\nnext"} {
-				if strings.Contains(out.String(), bad) {
+				if strings.Contains(text, bad) {
 					t.Errorf("%s as %s: %q in %q", name, output, bad, out.String())
 				}
 			}
 		}
+	}
+}
+
+// TestPrintErased: what was erased before something came between is not called nothing.
+func TestPrintErased(t *testing.T) {
+	for want, answer := range map[string]eraseAnswer{
+		"NOTHING was erased: it goes as a whole, or stays":                              {Kept: []string{"why"}},
+		"erased 3 events, from 1 to 9, with 1 sessions, under 1 keys, but not the rest": {Erased: true, Events: 3, First: 1, Last: 9, Sessions: 1, Keys: 1, Kept: []string{"why"}},
+	} {
+		var out bytes.Buffer
+		if err := printErased(&out, answer); err != nil || out.String() != "has to stay: why\n"+want+"\n" {
+			t.Errorf("got %q, %v, want %q", out.String(), err, want)
+		}
+	}
+}
+
+// TestQueryGoesOnWithTheSameTime: the next page is asked for with the time of this one, however it was given.
+func TestQueryGoesOnWithTheSameTime(t *testing.T) {
+	about, err := (&aboutFlags{since: "7d", until: "90m"}).request(time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	next := "token"
+	if err := (&app{stdout: &out, output: outputText}).printQuery(nil, queryEnd{Next: &next}, about); err != nil {
+		t.Fatal(err)
+	}
+	var again aboutFlags
+	if _, hint, ok := strings.Cut(out.String(), "go on with "); !ok {
+		t.Fatalf("%q", out.String())
+	} else if _, err := fmt.Sscanf(hint, "--since %s --until %s --page token", &again.since, &again.until); err != nil {
+		t.Fatalf("%q: %v", hint, err)
+	}
+	same, err := again.request(time.Now().Add(time.Hour))
+	if err != nil || !proto.Equal(about, same) {
+		t.Errorf("%v becomes %v: %v", about, same, err)
 	}
 }
 

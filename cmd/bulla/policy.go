@@ -195,12 +195,15 @@ type revisionJSON struct {
 	Report      string `json:"report_sha256"`
 	Name        string `json:"name"`
 	StagedAt    string `json:"staged_at"`
+	Kept        bool   `json:"report_kept"`
+	NoReport    string `json:"no_report"`
 }
 
 func newRevisionJSON(r *bullav1.Revision) revisionJSON {
 	return revisionJSON{
 		r.GetDigest(), r.GetSequence(), r.GetActive(), moment(r.GetActivatedAt()), r.GetBy(), r.GetSource(), r.GetNote(), r.GetSweep(),
 		r.GetKey(), r.GetRollback(), r.GetReportDigest(), r.GetName(), moment(r.GetStagedAt()),
+		r.GetReportKept(), r.GetNoReport(),
 	}
 }
 
@@ -219,7 +222,16 @@ func revisionFields(r *bullav1.Revision) []show.Field {
 	if r.GetRollback() {
 		fields = append(fields, show.Field{Name: "rollback", Value: "yes"})
 	}
-	for _, f := range []show.Field{{Name: "signed by", Value: r.GetKey()}, {Name: "report", Value: r.GetReportDigest()}} {
+	read := ""
+	if r.GetReportKept() {
+		read = fmt.Sprintf("bulla policy show %s --report", short(r.GetDigest()))
+	}
+	for _, f := range []show.Field{
+		{Name: "signed by", Value: r.GetKey()},
+		{Name: "report", Value: r.GetReportDigest()},
+		{Name: "read it with", Value: read},
+		{Name: "no what-if", Value: r.GetNoReport()},
+	} {
 		if f.Value != "" {
 			fields = append(fields, f)
 		}
@@ -309,11 +321,12 @@ type fileJSON struct {
 
 func newPolicyShowCommand(a *app) *cobra.Command {
 	var out string
+	var reports bool
 	c := &cobra.Command{
 		Use: "show [DIGEST] [flags]", Short: "Show a revision and its files",
 		Long: "Shows the active revision, or the one with a digest, and the files of its bundle. --out writes them\n" +
-			"into a new directory.",
-		Example: "  bulla policy show\n  bulla policy show --out running/ && diff -r running/ policy/",
+			"into a new directory. --report shows instead the what-if reports that it was proposed and activated on.",
+		Example: "  bulla policy show\n  bulla policy show --out running/ && diff -r running/ policy/\n  bulla policy show 3f1c09ab --report",
 		Args:    atMostOne("DIGEST"), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error {
 			in := new(bullav1.GetRevisionRequest)
@@ -323,9 +336,16 @@ func newPolicyShowCommand(a *app) *cobra.Command {
 				}
 				in.Digest = args[0]
 			}
+			if reports && out != "" {
+				return usage("--report shows reports, and --out writes files: give one of both")
+			}
+			if reports {
+				return a.showReports(c, in.GetDigest())
+			}
 			return a.showPolicy(c, in, out)
 		},
 	}
+	c.Flags().BoolVar(&reports, "report", false, "show the reports on what it would change, as they were kept")
 	c.Flags().StringVar(&out, "out", "", "write the bundle's files into this directory, which must not exist")
 	a.addIdentity(c)
 	return c

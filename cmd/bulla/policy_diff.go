@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -167,54 +166,3 @@ func changesText(w io.Writer, changes []diff.Change) error {
 	}
 	return nil
 }
-
-// compared fetches a revision and compares it with the active one. It returns the digest of what was looked at.
-func compared(ctx context.Context, conn *grpc.ClientConn, name string) (digest string, report diff.Report, err error) {
-	_, before, err := getRevision(ctx, conn, "")
-	if err != nil {
-		return "", report, err
-	}
-	next, after, err := getRevision(ctx, conn, name)
-	if err != nil {
-		return "", report, err
-	}
-	report, err = diff.Compare(before, after)
-	return next.GetRevision().GetDigest(), report, err
-}
-
-// confirm shows what a promotion would permit beyond the active revision, and asks whether that is wanted.
-func (a *app) confirm(digest string, report diff.Report, yes bool) error {
-	if report.Wider() == 0 {
-		return nil
-	}
-	var seen strings.Builder
-	for i, c := range report.Changes {
-		if c.Effect != diff.Wider && c.Effect != diff.Unclear {
-			break
-		}
-		if i == maxShown {
-			fmt.Fprintf(&seen, "and more: bulla policy diff %s\n", short(digest))
-			break
-		}
-		_ = changesText(&seen, report.Changes[i:i+1]) // a builder takes everything
-	}
-	for _, t := range report.Texts {
-		fmt.Fprintf(&seen, "rules     %s changed: bulla policy diff %s\n", show.Text(t.File), short(digest))
-	}
-	fmt.Fprintf(a.stderr, "compared with the active revision:\n%s", seen.String())
-	if yes {
-		return nil
-	}
-	if !isTerminal(a.stdin) {
-		return usage("it may permit more than the active revision, as above: look at it and add --yes")
-	}
-	fmt.Fprint(a.stderr, "Go on? [y/N] ")
-	answer, err := bufio.NewReader(io.LimitReader(a.stdin, 16)).ReadString('\n')
-	if err != nil || strings.TrimSpace(strings.ToLower(answer)) != "y" {
-		return errNotConfirmed
-	}
-	return nil
-}
-
-// maxShown is how many changes are told before a promotion.
-const maxShown = 20

@@ -82,23 +82,26 @@ func (a *app) whatIf(c *cobra.Command, f whatIfFlags) error {
 	}
 	var report replay.Report
 	err = a.withRecord(c, f.record, func(ctx context.Context, rec record) (err error) {
-		library, reader := replay.NewLibrary(rec.archives), new(decisions.Reader)
-		count, done := a.counting("judged")
-		defer done()
-		opts := replay.WhatIfOptions{
-			Library: library, Candidate: candidate, Principal: f.principal, Secret: f.secret, Progress: func() { rec.alive(); count() },
-		}
-		all := func(replay.Recorded) bool { return true }
-		report, err = replay.WhatIf(ctx, opts, decided(rec.events, reader, since, all), func() (replay.Base, error) {
-			active, err := library.Revision(ctx, reader.Active().Digest)
-			return replay.Base{Active: active, Secrets: secretFacts(reader)}, err
-		})
+		report, err = a.judgeAgain(ctx, rec, since, replay.WhatIfOptions{Candidate: candidate, Principal: f.principal, Secret: f.secret})
 		return err
 	})
 	if err != nil {
 		return fmt.Errorf("what if %s: %w", f.candidate, err)
 	}
 	return a.printReport(report)
+}
+
+// judgeAgain compares what was recorded since a moment with a candidate, and shows progress.
+func (a *app) judgeAgain(ctx context.Context, rec record, since time.Time, opts replay.WhatIfOptions) (replay.Report, error) {
+	reader := new(decisions.Reader)
+	count, done := a.counting("judged")
+	defer done()
+	opts.Library, opts.Progress = replay.NewLibrary(rec.archives), func() { rec.alive(); count() }
+	all := func(replay.Recorded) bool { return true }
+	return replay.WhatIf(ctx, opts, decided(rec.events, reader, since, all), func() (replay.Base, error) {
+		active, err := opts.Library.Revision(ctx, reader.Active().Digest)
+		return replay.Base{Active: active, Secrets: secretFacts(reader)}, err
+	})
 }
 
 // secretFacts are the secrets that the record has.
@@ -146,12 +149,7 @@ func reportText(w io.Writer, answer whatIfAnswer) error {
 		p.line("  not judged     %8d   %s", r.Skipped[why], why)
 	}
 	for _, g := range r.Groups {
-		p.line("\n%s  %d times  %s  %s", g.Transition, g.Count, pathOf(g.Principal), g.Target)
-		if g.Transition == replay.Inconclusive {
-			p.line("  %s, and %s now; the recordings lack %s", g.Was, g.Now, strings.Join(g.Lacks, ", "))
-		}
-		p.line("  first: event %d, %s", g.Index, g.Event)
-		p.cause(g.Detail, g.Cause)
+		p.group(g)
 	}
 	p.line("\nSweep: %d principals, %d secrets, %d evaluations", r.Sweep.Principals, r.Sweep.Secrets, r.Sweep.Evaluations)
 	if !r.Sweep.Complete {
@@ -161,22 +159,10 @@ func reportText(w io.Writer, answer whatIfAnswer) error {
 		p.line("no request that was not made comes out differently, as far as was tried")
 	}
 	for _, s := range r.Sweep.Changes {
-		what := s.Target
-		if s.Class != "" {
-			what += " (class " + s.Class + ")"
-		}
-		if s.Made {
-			what += ", which nobody has put yet"
-		}
-		p.line("\n%s  %s  %s", s.Transition, pathOf(s.Principal), what)
-		if !s.Exercised {
-			p.line("  never asked for in the recordings")
-		}
-		if len(s.Lacks) > 0 {
-			p.line("  it reads %s, which no context has", strings.Join(s.Lacks, ", "))
-		}
-		p.line("  %s", s.Context)
-		p.cause("", s.Cause)
+		p.swept(s)
+	}
+	if r.LeftOut > 0 {
+		p.line("\nNOT WHOLE: %d rows that open least were left out so that the report could be kept", r.LeftOut)
 	}
 	p.line("\nIt would open %d recorded requests and %d pairs of the sweep.\nreport %s", answer.Opens, answer.Pairs, answer.Digest)
 	return p.err
@@ -194,6 +180,39 @@ func (p *printer) line(format string, args ...any) {
 			_, p.err = fmt.Fprintln(p.w, show.Text(line))
 		}
 	}
+}
+
+// group tells of recorded decisions that come out differently.
+func (p *printer) group(g replay.Group) {
+	p.line("\n%s  %d times  %s  %s", g.Transition, g.Count, pathOf(g.Principal), g.Target)
+	if g.Transition == replay.Inconclusive {
+		p.line("  %s, and %s now; the recordings lack %s", g.Was, g.Now, strings.Join(g.Lacks, ", "))
+	}
+	p.line("  first: event %d, %s", g.Index, g.Event)
+	p.cause(g.Detail, g.Cause)
+}
+
+// swept tells of a pair of the sweep.
+func (p *printer) swept(s replay.SweepChange) {
+	what := s.Target
+	if s.Class != "" {
+		what += " (class " + s.Class + ")"
+	}
+	if s.Operation != "" {
+		what += ", to " + s.Operation
+	}
+	if s.Made {
+		what += ", which nobody has put yet"
+	}
+	p.line("\n%s  %s  %s", s.Transition, pathOf(s.Principal), what)
+	if !s.Exercised {
+		p.line("  never asked for in the recordings")
+	}
+	if len(s.Lacks) > 0 {
+		p.line("  it reads %s, which no context has", strings.Join(s.Lacks, ", "))
+	}
+	p.line("  %s", s.Context)
+	p.cause("", s.Cause)
 }
 
 func (p *printer) cause(detail string, c replay.Cause) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -21,7 +20,6 @@ import (
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
 	"github.com/bulla-project/bulla/internal/durable"
 	"github.com/bulla-project/bulla/policy"
-	"github.com/bulla-project/bulla/policy/diff"
 )
 
 const (
@@ -42,13 +40,15 @@ type proposalJSON struct {
 	ExpiresAt string `json:"expires_at"`
 	Note      string `json:"note"`
 	Report    string `json:"report_sha256"`
+	Kept      bool   `json:"report_kept"`
+	NoReport  string `json:"no_report"`
 }
 
 func newProposalJSON(p *bullav1.Proposal) *proposalJSON {
 	if p == nil {
 		return nil
 	}
-	return &proposalJSON{p.GetDigest(), p.GetRollback(), p.GetBy(), moment(p.GetAt()), moment(p.GetExpiresAt()), p.GetNote(), p.GetReportDigest()}
+	return &proposalJSON{p.GetDigest(), p.GetRollback(), p.GetBy(), moment(p.GetAt()), moment(p.GetExpiresAt()), p.GetNote(), p.GetReportDigest(), p.GetReportKept(), p.GetNoReport()}
 }
 
 func proposalText(w io.Writer, p *bullav1.Proposal) error {
@@ -58,6 +58,12 @@ func proposalText(w io.Writer, p *bullav1.Proposal) error {
 	}
 	_, err := fmt.Fprintf(w, "proposed by %s, until %s: another person says the same with\n  bulla policy %s %s\n",
 		show.Text(p.GetBy()), second(p.GetExpiresAt()), verb, short(show.Text(p.GetDigest())))
+	if err == nil && p.GetReportDigest() != "" {
+		_, err = fmt.Fprintf(w, "on the report %s\n", show.Text(p.GetReportDigest()))
+	}
+	if err == nil && p.GetNoReport() != "" {
+		_, err = fmt.Fprintf(w, "without a what-if: %s\n", show.Text(p.GetNoReport()))
+	}
 	return err
 }
 
@@ -280,98 +286,25 @@ type outcomeJSON struct {
 	Proposal *proposalJSON `json:"proposal"`
 }
 
+func newOutcomeJSON(r *bullav1.RevisionChange) outcomeJSON {
+	return outcomeJSON{newRevisionJSON(r.GetRevision()), r.GetOutcome(), newProposalJSON(r.GetProposal())}
+}
+
 func (a *app) printOutcome(r *bullav1.RevisionChange) error {
-	answer := outcomeJSON{newRevisionJSON(r.GetRevision()), r.GetOutcome(), newProposalJSON(r.GetProposal())}
-	return a.print(answer, func(w io.Writer) error {
-		fields := append([]show.Field{{Name: "outcome", Value: r.GetOutcome()}}, revisionFields(r.GetRevision())...)
-		if err := show.Fields(w, fields); err != nil {
-			return err
-		}
-		switch r.GetOutcome() {
-		case "staged":
-			_, err := fmt.Fprintf(w, "Next: bulla policy diff %[1]s, then bulla policy promote %[1]s\n", short(show.Text(r.GetRevision().GetDigest())))
-			return err
-		case "proposed":
-			return proposalText(w, r.GetProposal())
-		}
-		return nil
-	})
+	return a.print(newOutcomeJSON(r), func(w io.Writer) error { return outcomeText(w, r) })
 }
 
-// promoteFlags are those of `policy promote` and `policy rollback`.
-type promoteFlags struct {
-	note, report  string
-	yes, rollback bool
-}
-
-func newPolicyPromoteCommand(a *app) *cobra.Command {
-	f := new(promoteFlags)
-	c := &cobra.Command{
-		Use: "promote DIGEST [flags]", Short: "Make a staged revision the one that decides",
-		Long: "Shows what the staged revision would permit beyond the active one, then activates it. Where the policy wants\n" +
-			"a second person, the first call is a proposal; the same command of another person within a day activates it.\n" +
-			"What was active before is refused: to go back is `bulla policy rollback`.",
-		Example: "  bulla policy promote 3f1c09ab --note \"as in ticket 17\"",
-		RunE:    func(c *cobra.Command, args []string) error { return a.promote(c, args[0], f) },
-	}
-	c.Flags().StringVar(&f.report, "report", "", "file with a report on its effect, whose SHA-256 stands in the record with it")
-	return a.promotion(c, f)
-}
-
-func newPolicyRollbackCommand(a *app) *cobra.Command {
-	f := &promoteFlags{rollback: true}
-	return a.promotion(&cobra.Command{
-		Use: "rollback DIGEST [flags]", Short: "Go back to a revision that was active before",
-		Long: "Activates a revision that was active before, as a new activation with the next number. Policy decides on it\n" +
-			"as an action of its own, and may want a second person, as for promote.",
-		Example: "  bulla policy list\n  bulla policy rollback 3f1c09ab --note \"incident 4\"",
-		RunE:    func(c *cobra.Command, args []string) error { return a.promote(c, args[0], f) },
-	}, f)
-}
-
-func (a *app) promotion(c *cobra.Command, f *promoteFlags) *cobra.Command {
-	c.Args, c.ValidArgsFunction = argument("DIGEST"), cobra.NoFileCompletions
-	c.Flags().StringVar(&f.note, "note", "", "what it is for, for the record")
-	c.Flags().BoolVar(&f.yes, "yes", false, "do not ask, also if it permits more than the active one")
-	a.addIdentity(c)
-	return c
-}
-
-func (a *app) promote(c *cobra.Command, digest string, f *promoteFlags) error {
-	if err := checkDigest(digest); err != nil {
+func outcomeText(w io.Writer, r *bullav1.RevisionChange) error {
+	fields := append([]show.Field{{Name: "outcome", Value: r.GetOutcome()}}, revisionFields(r.GetRevision())...)
+	if err := show.Fields(w, fields); err != nil {
 		return err
 	}
-	a.waitsForChecks()
-	in := &bullav1.PromoteRequest{Rollback: f.rollback, Note: f.note}
-	if f.report != "" {
-		report, err := readFileAtMost(f.report, maxReportFile)
-		if err != nil {
-			return err
-		}
-		sum := sha256.Sum256(report)
-		in.ReportDigest = sum[:]
-	}
-	var report diff.Report
-	err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-		in.Digest, report, err = compared(ctx, conn, digest)
+	switch r.GetOutcome() {
+	case "staged":
+		_, err := fmt.Fprintf(w, "Next: bulla policy diff %[1]s, then bulla policy promote %[1]s\n", short(show.Text(r.GetRevision().GetDigest())))
 		return err
-	})
-	if err == nil {
-		err = a.confirm(in.GetDigest(), report, f.yes)
+	case "proposed":
+		return proposalText(w, r.GetProposal())
 	}
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", c.Name(), digest, err)
-	}
-	var r *bullav1.RevisionChange
-	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
-		r, err = bullav1.NewRevisionsClient(conn).Promote(ctx, in)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("%s %s: %w", c.Name(), digest, err)
-	}
-	return a.printOutcome(r)
+	return nil
 }
-
-// errNotConfirmed says that somebody looked at a change and did not want it.
-var errNotConfirmed = errors.New("not confirmed: nothing was changed")

@@ -54,10 +54,8 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 	if err := sessionID(id); err != nil {
 		return err
 	}
-	if c.Flags().Changed("out") {
-		if err := checkOut(out); err != nil {
-			return err
-		}
+	if err := a.proofTarget(c, out); err != nil {
+		return err
 	}
 	var pinned proofs.Key
 	var err error
@@ -109,6 +107,17 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 	})
 }
 
+// proofTarget checks where a proof is to go.
+func (a *app) proofTarget(c *cobra.Command, out string) error {
+	switch {
+	case c.Flags().Changed("out"):
+		return checkOut(out)
+	case isTerminal(a.stdout): // its one spelling has no escapes for what a terminal would obey
+		return usage("the proof is not for a terminal: name a file with --out FILE, or have another program read it")
+	}
+	return nil
+}
+
 // readCheckpoint reads a checkpoint that was kept, and opens it.
 func readCheckpoint(flag, path string, key proofs.Key) ([]byte, proofs.Checkpoint, error) {
 	raw, err := readFile(flag, path, proofs.MaxCosigned)
@@ -128,7 +137,7 @@ func receiveProof(stream grpc.ServerStreamingClient[bullav1.ProveSessionItem], i
 	if err != nil {
 		return sessionproof.Proof{}, err
 	}
-	p := sessionproof.Proof{Session: session}
+	p, size := sessionproof.Proof{Session: session}, 0
 	for {
 		item, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
@@ -160,8 +169,9 @@ func receiveProof(stream grpc.ServerStreamingClient[bullav1.ProveSessionItem], i
 			if err != nil {
 				return p, err
 			}
-			if p.Entries = append(p.Entries, sessionproof.Entry{Record: record, Inclusion: inclusion.Hashes}); len(p.Entries) > sessionproof.MaxEntries {
-				return p, fmt.Errorf("%w: the broker streams more than %d events", client.ErrVerification, sessionproof.MaxEntries)
+			p.Entries = append(p.Entries, sessionproof.Entry{Record: record, Inclusion: inclusion.Hashes})
+			if size += len(record.Encoding); len(p.Entries) > sessionproof.MaxEntries || size > sessionproof.MaxSize {
+				return p, fmt.Errorf("%w: the broker streams more than %d events or %d bytes", client.ErrVerification, sessionproof.MaxEntries, sessionproof.MaxSize)
 			}
 		}
 	}

@@ -6,7 +6,8 @@
 // encoding/json as a whole, and so is each text that needs an escape and each raw message that has space in it: there is
 // no second opinion here on how such things are written.
 //
-// It reads nothing, and does not judge whether a text is UTF-8: encoding/json writes the escape of U+FFFD where it is not.
+// It does not judge whether a text is UTF-8: encoding/json writes the escape of U+FFFD where it is not. It reads only what
+// it writes without an escape, and leaves everything else to encoding/json.
 package canonical
 
 import (

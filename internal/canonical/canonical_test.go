@@ -22,6 +22,13 @@ func (w word) AppendText(b []byte) ([]byte, error) {
 	return append(b, w.s...), nil
 }
 
+func (w *word) UnmarshalText(b []byte) error {
+	if w.s = string(b); w.s == "bad" {
+		return errors.New("bad")
+	}
+	return nil
+}
+
 func (w word) IsZero() bool { return w.s == "" || w.s == "zero" }
 
 type inner struct {
@@ -33,6 +40,8 @@ type digest [4]byte
 
 func (d digest) MarshalText() ([]byte, error)        { return d.AppendText(nil) }
 func (d digest) AppendText(b []byte) ([]byte, error) { return append(b, "digest"...), nil }
+
+func (d *digest) UnmarshalText(b []byte) error { copy(d[:], b); return nil }
 
 // Outer is embedded, and has something embedded itself.
 type Outer struct {

@@ -75,7 +75,7 @@ func (s *scanner) list(end byte, element func() bool) bool {
 }
 
 func (s *scanner) word(w string) bool {
-	if !bytes.HasPrefix(s.b[s.at:], []byte(w)) {
+	if len(s.b)-s.at < len(w) || string(s.b[s.at:s.at+len(w)]) != w {
 		return false
 	}
 	s.at += len(w)

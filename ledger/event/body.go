@@ -50,11 +50,15 @@ type RevisionActivated struct {
 	By       *Decision `json:"by,omitempty"`
 	// Rollback says that the bundle was active before. Key is the bundle key under which its signature verified,
 	// Proposal the event with the first person's word where a second one was wanted, and Report the digest of what
-	// was said about its effect.
+	// was said about its effect, by whoever activated it or else by the first person.
 	Rollback bool   `json:"rollback,omitempty"`
 	Key      string `json:"key,omitempty"`
 	Proposal ID     `json:"proposal,omitzero"`
 	Report   Digest `json:"report,omitzero"`
+	// Text is the report itself, where it is a what-if that whoever activated it brought, and NoReport says why
+	// there is none.
+	Text     []byte `json:"report_text,omitempty"`
+	NoReport string `json:"no_report,omitempty"`
 }
 
 // SecretPut adds a version of a secret; the value lies beside the ledger, sealed, under RecordID.

@@ -167,6 +167,9 @@ func Marshal(v any) ([]byte, error) {
 // Unmarshal reads one JSON value into v and refuses unknown fields and trailing bytes. It does not see
 // repeated fields or odd spellings: compare with Marshal where the encoding has to be canonical.
 func Unmarshal(data []byte, v any) error {
+	if canonical.Read(data, v) {
+		return nil
+	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {

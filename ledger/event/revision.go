@@ -23,6 +23,9 @@ type RevisionProposed struct {
 	Note     string    `json:"note,omitempty"`
 	Expires  Time      `json:"expires"`
 	By       *Decision `json:"by"`
+	// Text is the report itself, where it is a what-if, and NoReport says why there is none.
+	Text     []byte `json:"report_text,omitempty"`
+	NoReport string `json:"no_report,omitempty"`
 }
 
 // ShadowStarted lets a staged or an earlier revision judge live traffic beside the active one, without effect.

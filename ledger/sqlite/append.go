@@ -46,7 +46,9 @@ func (s *Store) Append(ctx context.Context, records []ledger.Record) ([]ledger.O
 		return nil, err
 	}
 	for _, row := range b.rows {
-		s.w.remember(row)
+		if row.Kind != ledger.KindDenial { // which nobody reads by its key, and strangers make many of
+			s.w.remember(row)
+		}
 	}
 	for key, session := range b.sessions {
 		s.w.rememberTimes(key.Key, columnsOf(session).times)

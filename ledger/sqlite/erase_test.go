@@ -74,8 +74,7 @@ func TestErasedBytesAreGone(t *testing.T) {
 		t.Fatalf("%+v, %v", plan.Kept, err)
 	}
 	for _, e := range plan.Erasures {
-		e.Reason = "test"
-		storetest.Commit(t, l, storetest.Plain("", e))
+		storetest.Commit(t, l, storetest.Erasure(e, "test", storetest.Start))
 	}
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
@@ -109,6 +108,38 @@ func TestErasedBytesAreGone(t *testing.T) {
 	storetest.MustCheck(t, l)
 }
 
+// An erasure whose commit erred and that is there all the same leaves nothing in the write-ahead log either.
+func TestErasedBytesAreGoneAfterRecover(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "ledger.db")
+	store := openAt(t, path)
+	l := storetest.Founded(t, store, storetest.Ring(t)) // whose reader keeps its connection
+	storetest.MustCheck(t, l)
+	var wrapped []byte
+	if err := raw(t, path).QueryRow("SELECT wrapped FROM subjects WHERE name LIKE '%workload#%'").Scan(&wrapped); err != nil {
+		t.Fatal(err)
+	}
+	store.write.Lock()
+	err := store.w.transact("test", func() error {
+		_, err := store.w.conn.ExecContext(t.Context(), "DELETE FROM subjects WHERE name LIKE '%workload#%'")
+		return err
+	})
+	store.note(ledger.ErrBroken)
+	store.write.Unlock()
+	if err != nil || len(holding(t, path, wrapped)) == 0 {
+		t.Fatalf("it is not there before: %v", err)
+	}
+	if err := store.Recover(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(10 * time.Second); len(holding(t, path, wrapped)) > 0; <-tick.C {
+		if time.Now().After(deadline) {
+			t.Fatalf("the key is in %v", holding(t, path, wrapped))
+		}
+	}
+}
+
 // Somebody with write access to the database calls events erased, undoes an erasure, or takes a key away: it shows.
 func TestAbuse_A50_erasures(t *testing.T) {
 	for name, statement := range map[string]string{
@@ -135,8 +166,7 @@ func TestAbuse_A50_erasures(t *testing.T) {
 			if err != nil || len(plan.Erasures) != 1 {
 				t.Fatalf("%+v: %v", plan, err)
 			}
-			plan.Erasures[0].Reason = "test"
-			storetest.Commit(t, l, storetest.Plain("", plan.Erasures[0]))
+			storetest.Commit(t, l, storetest.Erasure(plan.Erasures[0], "test", storetest.Start))
 			storetest.MustCheck(t, l)
 			if err := l.Close(); err != nil {
 				t.Fatal(err)
@@ -173,5 +203,20 @@ func TestErasureFindsDenialsByIndex(t *testing.T) {
 	})
 	if err != nil || !strings.Contains(strings.Join(plan, "; "), "states_denial (seq=?") {
 		t.Errorf("%q, %v", plan, err)
+	}
+}
+
+// Denials push nothing out of the memory of the writer, and stay in none.
+func TestAbuse_A42_denials_in_memory(t *testing.T) {
+	s := openAt(t, filepath.Join(t.TempDir(), "ledger.db"))
+	l := storetest.Founded(t, s, storetest.Ring(t))
+	before := len(s.w.rows)
+	for range 10 {
+		storetest.Commit(t, l, storetest.Plain(storetest.Principal, event.DecisionDenied{
+			Principal: storetest.Principal, Decision: event.Decision{Signals: []byte(`{"resource":{"secret":{"name":"demo/db"}}}`)},
+		}))
+	}
+	if now := len(s.w.rows); now > before+1 { // whether the key of the principal was destroyed
+		t.Errorf("%d rows are remembered, and %d before", now, before)
 	}
 }

@@ -58,7 +58,8 @@ func TestOpenRefuses(t *testing.T) {
 	}
 	for name, statement := range map[string]string{
 		"other": "CREATE TABLE a (b); PRAGMA application_id = 77", "plain": "CREATE TABLE a (b)",
-		"newer": "CREATE TABLE a (b); PRAGMA application_id = 0x42554c41; PRAGMA user_version = 2",
+		"newer": "CREATE TABLE a (b); PRAGMA application_id = 0x42554c41; PRAGMA user_version = 3",
+		"older": "CREATE TABLE a (b); PRAGMA application_id = 0x42554c41; PRAGMA user_version = 1",
 	} {
 		write(name, "", 0o600)
 		db := raw(t, at(name))
@@ -70,7 +71,8 @@ func TestOpenRefuses(t *testing.T) {
 		}
 	}
 	for name, want := range map[string]string{
-		"text": "no SQLite database", "wide": "chmod 600", "folder": "no regular file", "other": "another program", "plain": "another program", "newer": "format is 2",
+		"text": "no SQLite database", "wide": "chmod 600", "folder": "no regular file", "other": "another program", "plain": "another program", "newer": "format is 3, this program reads 2: use the newer version",
+		"older": "start the broker",
 	} {
 		before, _ := os.ReadFile(at(name))
 		s, err := Open(t.Context(), at(name))

@@ -2,7 +2,7 @@ package sqlite
 
 const (
 	applicationID = 0x42554c41 // "BULA"
-	schemaVersion = 1
+	schemaVersion = 2          // Upgrade makes it of 1
 )
 
 // Times are microseconds since 1970 in UTC. Of sessions, idx is the index of the event that opened them, so

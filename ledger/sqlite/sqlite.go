@@ -194,27 +194,39 @@ func identify(ctx context.Context, path string) error {
 	}
 	defer db.Close()
 	db.SetMaxOpenConns(1)
-	var app, version, tables int64
+	f, err := formatOf(ctx, db)
+	if err != nil {
+		return err
+	}
+	switch {
+	case f == format{}:
+		return create(ctx, db)
+	case f.app != applicationID:
+		return fmt.Errorf("%w: it is a database of another program (application id %#x)", ErrForeign, f.app)
+	case f.version > schemaVersion:
+		return fmt.Errorf("%w: its format is %d, this program reads %d: use the newer version that wrote it", ErrForeign, f.version, schemaVersion)
+	case f.version != schemaVersion:
+		return fmt.Errorf("%w: its format is %d, this program reads %d: start the broker, which brings it up to date", ErrForeign, f.version, schemaVersion)
+	}
+	return nil
+}
+
+// format is what a file says that it is.
+type format struct{ app, version, tables int64 }
+
+func formatOf(ctx context.Context, db *sql.DB) (f format, err error) {
 	for _, q := range []struct {
 		text string
 		into *int64
-	}{{"PRAGMA application_id", &app}, {"PRAGMA user_version", &version}, {"SELECT count(*) FROM sqlite_schema", &tables}} {
+	}{{"PRAGMA application_id", &f.app}, {"PRAGMA user_version", &f.version}, {"SELECT count(*) FROM sqlite_schema", &f.tables}} {
 		if err := db.QueryRowContext(ctx, q.text).Scan(q.into); err != nil {
 			if code(err) == codeNotADB {
-				return fmt.Errorf("%w: it is no SQLite database", ErrForeign)
+				return f, fmt.Errorf("%w: it is no SQLite database", ErrForeign)
 			}
-			return err
+			return f, err
 		}
 	}
-	switch {
-	case app == 0 && version == 0 && tables == 0:
-		return create(ctx, db)
-	case app != applicationID:
-		return fmt.Errorf("%w: it is a database of another program (application id %#x)", ErrForeign, app)
-	case version != schemaVersion:
-		return fmt.Errorf("%w: its format is %d, this program reads %d", ErrForeign, version, schemaVersion)
-	}
-	return nil
+	return f, nil
 }
 
 func create(ctx context.Context, db *sql.DB) error {
@@ -256,6 +268,7 @@ func (s *Store) Recover(ctx context.Context) error {
 		return fmt.Errorf("recover ledger %s: %w", s.path, err)
 	}
 	s.broken = nil
+	s.checkpoints.scrub() // the batch that failed may be there, and an erasure in it
 	return nil
 }
 

@@ -99,6 +99,12 @@ func (s *suite) erased(c ledger.Commit, id event.ID) {
 	})
 }
 
+// Erasure is the commit of an erasure that was planned.
+func Erasure(e ledger.PlannedErasure, reason string, now time.Time) ledger.Commit {
+	e.Body.Reason = reason
+	return ledger.Commit{Event: event.New(now, "", e.Body), Require: e.Require}
+}
+
 // eraseAll erases what is over of a subject, and returns how many events that were.
 func eraseAll(t *testing.T, l *ledger.Ledger, subject string, now time.Time) int64 {
 	t.Helper()
@@ -109,11 +115,10 @@ func eraseAll(t *testing.T, l *ledger.Ledger, subject string, now time.Time) int
 		}
 		done := int64(0)
 		for _, e := range plan.Erasures {
-			e.Reason = fmt.Sprint("try ", try)
-			if _, err = l.Commit(t.Context(), ledger.Commit{Event: event.New(now, "", e)}); err != nil {
+			if _, err = l.Commit(t.Context(), Erasure(e, fmt.Sprint("try ", try), now)); err != nil {
 				break
 			}
-			done += int64(len(e.Indexes))
+			done += int64(len(e.Body.Indexes))
 		}
 		if err == nil {
 			return done
@@ -150,17 +155,17 @@ func erases(t *testing.T, store ledger.Store) {
 			t.Fatalf("%+v: %v", plan, err)
 		}
 		Commit(t, l, Plain(Operator, h)) // after the plan: the commit refuses
-		held := 0
 		for _, e := range plan.Erasures {
-			e.Reason = "test"
-			if _, err := l.Commit(ctx, Plain("", e)); errors.Is(err, ledger.ErrHeld) {
-				held++
-			} else if err != nil || len(e.Sessions) > 0 || h.Selector != event.BySecret {
+			want := ledger.ErrHeld
+			if h.Selector == event.BySecret {
+				want = ledger.ErrPrecondition
+			}
+			if _, err := l.Commit(ctx, Erasure(e, "test", Start)); !errors.Is(err, want) {
 				t.Errorf("hold on %s: %v", h.Selector, err)
 			}
-		}
-		if held == 0 {
-			t.Errorf("hold on %s: everything went", h.Selector)
+			if _, err := l.Commit(ctx, Plain("", Erasure(e, "test", Start).Event.Body)); !errors.Is(err, ledger.ErrHeld) {
+				t.Errorf("hold on %s, by the sessions that go: %v", h.Selector, err)
+			}
 		}
 		if _, err := l.Commit(ctx, Plain(Operator, h)); !errors.Is(err, ledger.ErrTransition) {
 			t.Errorf("a second hold: %v", err)
@@ -250,6 +255,50 @@ func erasesWalk(t *testing.T, store ledger.Store) {
 	if erased == 0 {
 		t.Error("nothing was erased")
 	}
+}
+
+// erasesHeld looks at what a hold on a secret keeps: not only sessions, and not only what lies under the key of one.
+func erasesHeld(t *testing.T, store ledger.Store) {
+	l := Founded(t, store, Ring(t))
+	denied := func(name string) event.Decision {
+		return event.Decision{Signals: []byte(`{"resource":{"secret":{"name":"` + name + `"}}}`)}
+	}
+	c, held := issueFor(Principal+"/wipes"), "demo/held"
+	Commit(t, l, c)
+	Commit(t, l, Plain(Principal+"/wipes", event.SessionRevoked{Session: SessionOf(c), Reason: "test"}))
+	plans := map[string]ledger.ErasePlan{}
+	for who, body := range map[string]event.Body{
+		"/denied":  event.DecisionDenied{Principal: Principal, Decision: denied(held)},
+		"/differs": event.ShadowDiffered{Decision: denied(held)},
+		"/other":   event.DecisionDenied{Principal: Principal, Decision: denied("demo/other")},
+		"/wipes":   event.SessionsWiped{Principal: Principal, Instance: Instance, Sessions: []event.ID{SessionOf(c)}},
+	} {
+		plan, err := l.PlanErasure(t.Context(), ledger.EraseQuery{Subject: Principal + who}, Start, nil) // and a new key
+		if err != nil {
+			t.Fatal(err)
+		}
+		Commit(t, l, Plain(Principal+who, body))
+		if plan, err = l.PlanErasure(t.Context(), ledger.EraseQuery{Subject: Principal + who}, Start, nil); err != nil || len(plan.Erasures) == 0 || len(plan.Kept) != 0 {
+			t.Fatalf("%s: %+v, %v", who, plan, err)
+		}
+		plans[who] = plan
+	}
+	for _, name := range []string{held, Secret} {
+		Commit(t, l, Plain(Operator, event.HoldPlaced{Selector: event.BySecret, Value: name, Reason: "case"}))
+	}
+	for who, plan := range plans {
+		again, err := l.PlanErasure(t.Context(), ledger.EraseQuery{Subject: Principal + who}, Start, nil)
+		if err != nil || len(again.Erasures) == 0 != (who != "/other") {
+			t.Errorf("%s, planned under the hold: %+v, %v", who, again, err)
+		}
+		for _, e := range plan.Erasures {
+			_, err := l.Commit(t.Context(), Erasure(e, "test", Start))
+			if errors.Is(err, ledger.ErrPrecondition) != (who != "/other") {
+				t.Errorf("%s, planned before the hold: %v", who, err)
+			}
+		}
+	}
+	MustCheck(t, l)
 }
 
 // issueFor is Issue for another principal.

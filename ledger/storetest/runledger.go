@@ -24,6 +24,7 @@ func RunLedger(t *testing.T, open func(t testing.TB) ledger.Store) {
 		"TestAbuse_A33_many_expire": abuseA33, "TestAbuse_A46_moved_on": abuseA46, "TestAbuse_A47_limit": abuseA47,
 		"TestAbuse_A51_no_event_lost": abuseA51,
 		"Erases":                      erases, "ErasesAtRandom": erasesWalk, "ErasesUnderLoad": erasesUnderLoad,
+		"ErasesNothingHeld": erasesHeld,
 	} {
 		t.Run(name, func(t *testing.T) { test(t, open(t)) })
 	}

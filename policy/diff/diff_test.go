@@ -30,6 +30,22 @@ func shipped(t *testing.T) map[string][]byte {
 	return files
 }
 
+// TestWhatWasMissing: a class without its part about attestation permits nothing, so that what brings it is not narrower.
+func TestWhatWasMissing(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct{ file, from, to string }{
+		{"data/classes.yaml", "c: {x: 1}\n", "c: {x: 1, attestation: {required: false}}\n"},
+		{"data/classes.yaml", "c: {attestation: {max_age_seconds: 5}}\n", "c: {attestation: {max_age_seconds: 5, required: false}}\n"},
+		{"data/classes.yaml", "c: {x: 1}\n", "c: {x: 1, obligations: {time_bound: {ttl_seconds: 9, grade: open}}}\n"},
+		{"data/limits.yaml", "a: {x: 1}\n", "a: {x: 1, second_person: {}}\n"},
+	} {
+		r, err := diff.Compare(map[string][]byte{c.file: []byte(c.from)}, map[string][]byte{c.file: []byte(c.to)})
+		if err != nil || len(r.Changes) != 1 || r.Changes[0].Effect != diff.Unclear || r.Wider() != 1 {
+			t.Errorf("%s: %+v, %v", c.to, r.Changes, err)
+		}
+	}
+}
+
 // TestEffects: each change is told as what it is, and the other way round as the opposite.
 func TestEffects(t *testing.T) {
 	for _, c := range []struct {

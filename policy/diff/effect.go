@@ -66,6 +66,9 @@ var growth = map[string]Effect{
 	"second_person": Narrower, "obligations": Narrower, "approval": Narrower, "attestation": Narrower, "required": Narrower,
 }
 
+// needed are the parts without which nothing is permitted: what brings one permits more, perhaps, whatever it says.
+var needed = []string{"attestation", "required", "obligations", "second_person"}
+
 // grades, the hardest first.
 var grades = []string{"proxied", "leased", "gated", "open"}
 
@@ -94,6 +97,9 @@ func limit(path []string, before, after any) Effect {
 			return Unclear
 		}
 		return number(before, after, effect == Wider)
+	}
+	if before == nil && slices.Contains(needed, last) {
+		return Unclear
 	}
 	for i := len(path) - 1; i >= max(len(path)-2, 0); i-- { // itself, or an entry below it
 		if effect, ok := growth[path[i]]; ok && !isNumber(before) && !isNumber(after) {

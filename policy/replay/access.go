@@ -79,7 +79,7 @@ func WhoCould(ctx context.Context, opts AccessOptions, seq iter.Seq2[Recorded, e
 	}
 	all := wanted(f, opts, b.Secrets)
 	out.Principals, out.Secrets = len(principals), len(all)
-	world := newWorld(f, time.Now().UnixMicro())
+	world := newWorld(f, f, time.Now().UnixMicro())
 	pairs := func(yield func(pair, error) bool) {
 		for _, id := range principals {
 			ladder := world.ladder(id)

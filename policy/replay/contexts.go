@@ -1,6 +1,7 @@
 package replay
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ const (
 	// samplesPerPrincipal and maxDevices bound the contexts of one principal.
 	samplesPerPrincipal = 4
 	maxDevices          = 4
+	maxApprovers        = 64
 	maxCountries        = 8
 	anyDevice           = "any-device"
 )
@@ -50,7 +52,9 @@ func Assumed() []string {
 		"an attestation one second old, affirming, score 100, with the caller's keys bound and in hardware, of each kind that the data names, on each device that the principal may use",
 		"HIGH_ASSURANCE, or ENHANCED by a further factor, where it is said so",
 		"approvals of everybody in data.members who has a role",
-		"the hour of the week at which this was run; the places that the data names, where it names any",
+		"the moment at which this was run; the places that the data names, where it names any",
+		"a request for no certain time, number of uses or grade, and each operation of a key",
+		"where what has one value here, such as the moment, is read by other rules or beside other data, and does not permit: INCONCLUSIVE",
 		"a secret that nobody has put yet, in each class of the data, where a scope covers none that is known",
 	}
 }
@@ -62,16 +66,34 @@ type world struct {
 	kinds     []string
 	countries []string
 	approvals []string
+	before    facts // what is not in it is tried first, where not all can be
 	now       int64
 }
 
-func newWorld(f facts, now int64) world {
-	w := world{facts: f, peers: f.peers(), kinds: f.texts("kinds"), countries: f.countries(maxCountries), now: now}
+func newWorld(f, before facts, now int64) world {
+	w := world{facts: f, peers: f.peers(), kinds: f.texts("kinds"), before: before, now: now}
 	if len(w.kinds) == 0 {
 		w.kinds = []string{"tpm2"}
 	}
-	w.approvals = f.below("data", "members")
+	w.countries = newFirst(f.countries(), before.countries(), maxCountries)
+	w.approvals = f.approvers(before)
 	return w
+}
+
+// newFirst is some of a sorted list, those first that are not in another one.
+func newFirst(all, before []string, limit int) []string {
+	isNew := func(s string) bool { return !slices.Contains(before, s) }
+	out := slices.Clone(all)
+	slices.SortStableFunc(out, func(a, b string) int {
+		switch {
+		case isNew(a) == isNew(b):
+			return 0
+		case isNew(a):
+			return -1
+		}
+		return 1
+	})
+	return out[:min(len(out), limit)]
 }
 
 // plain is a request on an SVID alone.
@@ -112,7 +134,7 @@ func (w world) ladder(principal string) []Context {
 			for _, s := range w.placed(w.plain(peer)) {
 				s.Principal.Level = r.level
 				if r.approved {
-					for _, id := range w.approvals[:min(len(w.approvals), 64)] {
+					for _, id := range w.approvals {
 						s.Approvals = append(s.Approvals, policy.Approval{Principal: id, At: w.now - second})
 					}
 				}
@@ -170,8 +192,17 @@ func from(s policy.Signals) string {
 
 // devices are those that the data lists for a principal.
 func (w world) devices(principal string) []string {
+	out := newFirst(w.facts.devices(principal), w.before.devices(principal), maxDevices)
+	if len(out) == 0 {
+		return []string{anyDevice}
+	}
+	return out
+}
+
+// devices are those that are listed for a principal, sorted.
+func (f facts) devices(principal string) []string {
 	var out []string
-	for _, l := range w.facts.leaves {
+	for _, l := range f.leaves {
 		if slices.Contains(l.path, principal) && l.path[len(l.path)-1] == "devices" {
 			for _, d := range strings.Fields(strings.Trim(l.value, "[]")) {
 				if d == "*" {
@@ -182,11 +213,24 @@ func (w world) devices(principal string) []string {
 		}
 	}
 	slices.Sort(out)
-	out = slices.Compact(out)
-	if len(out) == 0 {
-		return []string{anyDevice}
+	return slices.Compact(out)
+}
+
+// approvers are some of those who have a role: those first whose entry was not there before, then in turn those of each
+// entry, so that no role is left out.
+func (f facts) approvers(before facts) []string {
+	turn, seen := map[string]int{}, map[string]int{}
+	all := f.below("data", "members")
+	for _, id := range all {
+		key := "data\x00members\x00" + id
+		entry := f.leaves[key].value
+		if before.leaves[key].value == entry {
+			seen[entry]++
+			turn[id] = seen[entry]
+		}
 	}
-	return out[:min(len(out), maxDevices)]
+	slices.SortStableFunc(all, func(a, b string) int { return cmp.Compare(turn[a], turn[b]) })
+	return all[:min(len(all), maxApprovers)]
 }
 
 // samples are recorded contexts, a few of each principal: those that differ in device, kind or address, the last ones.

@@ -2,6 +2,7 @@ package replay
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -106,8 +107,7 @@ func rewritten(was, now facts) []string {
 	var out []string
 	for _, f := range []facts{was, now} {
 		for name := range f.files {
-			if strings.HasSuffix(name, ".rego") && !strings.HasSuffix(name, "_test.rego") &&
-				!bytes.Equal(was.files[name], now.files[name]) && !slices.Contains(out, name) {
+			if isRule(name) && !bytes.Equal(was.files[name], now.files[name]) && !slices.Contains(out, name) {
 				out = append(out, name)
 			}
 		}
@@ -141,8 +141,8 @@ func (f facts) texts(last string) []string {
 
 var country = regexp.MustCompile(`\b[A-Z]{2}\b`)
 
-// countries are the codes that stand in the data, at most limit.
-func (f facts) countries(limit int) []string {
+// countries are the codes that stand in the data.
+func (f facts) countries() []string {
 	var out []string
 	for _, l := range f.leaves {
 		if l.path[0] == "data" {
@@ -151,8 +151,25 @@ func (f facts) countries(limit int) []string {
 		}
 	}
 	slices.Sort(out)
-	out = slices.Compact(out)
-	return out[:min(len(out), limit)]
+	return slices.Compact(out)
+}
+
+var idInRules = regexp.MustCompile(`spiffe://[a-z0-9._-]+/[a-zA-Z0-9._/-]*[a-zA-Z0-9._-]`)
+
+// named are the principals that stand in the rules, tests not counted.
+func (f facts) named() []string {
+	var out []string
+	for name, text := range f.files {
+		if isRule(name) {
+			out = append(out, idInRules.FindAllString(string(text), -1)...)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}
+
+func isRule(name string) bool {
+	return strings.HasSuffix(name, ".rego") && !strings.HasSuffix(name, "_test.rego")
 }
 
 // peers is one address in each zone, and one in none.
@@ -164,13 +181,63 @@ func (f facts) peers() []string {
 		}
 	}
 	_ = yaml.Unmarshal(f.files["zones.yaml"], &file) // the revision was loaded: it decodes
-	out := []string{}
+	owner, prefixes := map[netip.Prefix]string{}, []netip.Prefix{}
 	for _, z := range file.Zones {
-		for _, text := range z.CIDRs[:min(1, len(z.CIDRs))] {
+		for _, text := range z.CIDRs {
 			if p, err := netip.ParsePrefix(text); err == nil {
-				out = append(out, netip.AddrPortFrom(p.Addr(), 40000).String())
+				owner[p] = z.Name
+				prefixes = append(prefixes, p)
 			}
 		}
 	}
-	return append(out, "203.0.113.77:40000")
+	slices.SortFunc(prefixes, func(a, b netip.Prefix) int { return cmp.Compare(b.Bits(), a.Bits()) }) // the longest first
+	zoneOf := func(a netip.Addr) string {
+		for _, p := range prefixes {
+			if p.Contains(a) {
+				return owner[p]
+			}
+		}
+		return ""
+	}
+	out := []string{}
+	for _, z := range file.Zones {
+		for _, text := range z.CIDRs {
+			if a := inside(text, prefixes, func(a netip.Addr) bool { return zoneOf(a) == z.Name }); a.IsValid() {
+				out = append(out, netip.AddrPortFrom(a, 40000).String())
+				break
+			}
+		}
+	}
+	nowhere := netip.MustParseAddr("203.0.113.77")
+	if a := inside("0.0.0.0/0", prefixes, func(a netip.Addr) bool { return zoneOf(a) == "" }); zoneOf(nowhere) != "" && a.IsValid() {
+		nowhere = a
+	}
+	return append(out, netip.AddrPortFrom(nowhere, 40000).String())
+}
+
+// inside is an address of a range that fits: its first one, or the first one behind a narrower range.
+func inside(text string, prefixes []netip.Prefix, fits func(netip.Addr) bool) netip.Addr {
+	p, err := netip.ParsePrefix(text)
+	if err != nil {
+		return netip.Addr{}
+	}
+	if fits(p.Addr()) {
+		return p.Addr()
+	}
+	for _, narrow := range prefixes {
+		if a := last(narrow).Next(); p.Contains(a) && fits(a) {
+			return a
+		}
+	}
+	return netip.Addr{}
+}
+
+// last is the last address of a range.
+func last(p netip.Prefix) netip.Addr {
+	raw := p.Addr().AsSlice()
+	for bit := p.Bits(); bit < len(raw)*8; bit++ {
+		raw[bit/8] |= 0x80 >> (bit % 8)
+	}
+	a, _ := netip.AddrFromSlice(raw) // 4 or 16 bytes
+	return a
 }

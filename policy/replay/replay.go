@@ -64,6 +64,10 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 	if r.Wrong != "" {
 		return out.mismatch("", r.Wrong)
 	}
+	was, unread := parseDecision(r.Result)
+	if why := r.noDecision(was, unread); why != "" {
+		return out.mismatch("", why)
+	}
 	rev, err := library.Revision(ctx, r.Revision)
 	if err != nil {
 		out.Why = err.Error()
@@ -73,7 +77,7 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 		out.Why = "the signals were not recorded" + faultOf(r.Result)
 		return out
 	}
-	if was, err := parseDecision(r.Result); err == nil && was.TimedOut {
+	if unread == nil && was.TimedOut {
 		return out.endless(was)
 	}
 	s, d, err := rev.JudgeRecorded(ctx, r.Signals)
@@ -90,6 +94,22 @@ func One(ctx context.Context, library *Library, r Recorded) Result {
 		return out.agree(s)
 	}
 	return out.differ(s, got)
+}
+
+// noDecision says what is wrong with a decision that the policy did not give, or that stands on nothing: it can only be a
+// DENY, whatever comes out of a replay, or none.
+func (r Recorded) noDecision(was policy.Decision, unread error) string {
+	gave := unread == nil && (was.TimedOut || was.Fault != "")
+	nothing := len(r.Signals) == 0 || bytes.Equal(r.Signals, []byte("null"))
+	denies := (unread != nil || was.Effect == policy.Deny) && (r.Effect == "" || r.Effect == policy.Deny) &&
+		(len(r.Wants) == 0 || slices.Contains(r.Wants, policy.Deny) || r.Result == nil)
+	switch {
+	case gave && was.Effect != policy.Deny:
+		return fmt.Sprintf("the evaluator gave no decision (%s), and the record says %s", was.Fault, was.Effect)
+	case nothing && !denies:
+		return "the signals were not recorded, and what stands on them is no denial"
+	}
+	return ""
 }
 
 func (r Result) mismatch(exactness, why string) Result {
@@ -185,10 +205,12 @@ func (r Recorded) contradiction(s policy.Signals, d policy.Decision) string {
 // parseDecision reads a recorded decision, and refuses every encoding but the canonical one.
 func parseDecision(text []byte) (policy.Decision, error) {
 	var d policy.Decision
-	dec := json.NewDecoder(bytes.NewReader(text))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&d); err != nil {
-		return policy.Decision{}, fmt.Errorf("the recorded decision can't be read: %w", err)
+	if !canonical.Read(text, &d) {
+		dec := json.NewDecoder(bytes.NewReader(text))
+		dec.DisallowUnknownFields()
+		if err := dec.Decode(&d); err != nil {
+			return policy.Decision{}, fmt.Errorf("the recorded decision can't be read: %w", err)
+		}
 	}
 	if !bytes.Equal(d.Canonical(), text) {
 		return policy.Decision{}, errors.New("the recorded decision is not in canonical form")

@@ -61,7 +61,17 @@ func TestVerdicts(t *testing.T) {
 			r.Result = change(t, change(t, r.Result, policy.EngineVersion(), "opa/0.0.1"), `"decision":"PERMIT"`, `"decision":"DENY"`)
 		}, replay.Mismatch, replay.Semantic, "opa/0.0.1"},
 		{"no revision", permit, func(r *replay.Recorded) { r.Revision[0]++ }, replay.NotReplayable, "", "missing"},
-		{"no signals", permit, func(r *replay.Recorded) { r.Signals = []byte("null") }, replay.NotReplayable, "", "not recorded"},
+		{"a permit without signals", permit, func(r *replay.Recorded) { r.Signals = []byte("null") }, replay.Mismatch, "", "not recorded"},
+		{"a delivery without signals, on a denial", deny, func(r *replay.Recorded) {
+			r.Signals, r.Effect, r.Wants = nil, "", permit.Wants
+		}, replay.Mismatch, "", "not recorded"},
+		{"a denial without signals", deny, func(r *replay.Recorded) { r.Signals = []byte("null") }, replay.NotReplayable, "", "not recorded"},
+		{"a permit that timed out", permit, func(r *replay.Recorded) {
+			r.Result = change(t, r.Result, `"timed_out":false,"fault":""`, `"timed_out":true,"fault":"too long"`)
+		}, replay.Mismatch, "", "no decision (too long), and the record says PERMIT"},
+		{"a permit of an engine that was closed", permit, func(r *replay.Recorded) {
+			r.Result = change(t, r.Result, `"fault":""`, `"fault":"the policy engine is closed"`)
+		}, replay.Mismatch, "", "no decision"},
 		{"timed out", deny, func(r *replay.Recorded) {
 			r.Result = change(t, r.Result, `"timed_out":false,"fault":""`, `"timed_out":true,"fault":"too long"`)
 		}, replay.NotReplayable, "", "time limit"},

@@ -34,6 +34,11 @@ type Report struct {
 	Groups []Group `json:"groups"`
 
 	Sweep Sweep `json:"sweep"`
+
+	// LeftOut is how many of Groups and of the sweep's changes were left out so that the report can be kept, and
+	// LeftOutPairs how many of the changes among them open: see Within.
+	LeftOut      int `json:"left_out,omitempty"`
+	LeftOutPairs int `json:"left_out_pairs,omitempty"`
 }
 
 // Matrix counts transitions. DenyPermit counts the inconclusive ones as well, whatever was and came out: see Group.
@@ -109,7 +114,8 @@ type SweepChange struct {
 	Principal  string   `json:"principal"`
 	Target     string   `json:"target"`
 	Class      string   `json:"class,omitempty"`
-	Made       bool     `json:"made,omitempty"` // there is no such secret: it stands for all that the scope covers
+	Operation  string   `json:"operation,omitempty"` // with a key at grade proxied
+	Made       bool     `json:"made,omitempty"`      // there is no such secret: it stands for all that the scope covers
 	Context    string   `json:"context"`
 	Exercised  bool     `json:"exercised"` // the recordings have a request of the principal for it
 	Lacks      []string `json:"lacks,omitempty"`
@@ -119,9 +125,9 @@ type SweepChange struct {
 // Opens is how many recorded requests and how many pairs of the sweep the candidate would or could open: whoever
 // activates it has to answer for these.
 func (r Report) Opens() (recorded uint64, pairs int) {
-	recorded = r.Matrix.DenyPermit + r.Matrix.StepUpPermit
+	recorded, pairs = r.Matrix.DenyPermit+r.Matrix.StepUpPermit, r.LeftOutPairs
 	for _, c := range r.Sweep.Changes {
-		if rank(c.Transition) <= rank(StepUpPermit) {
+		if c.Opens() {
 			pairs++
 		}
 	}
@@ -194,7 +200,8 @@ func (r *Report) sort() {
 			cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target))
 	})
 	slices.SortFunc(r.Sweep.Changes, func(a, b SweepChange) int {
-		return cmp.Or(cmp.Compare(rank(a.Transition), rank(b.Transition)), cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Class, b.Class))
+		return cmp.Or(cmp.Compare(rank(a.Transition), rank(b.Transition)), cmp.Compare(a.Principal, b.Principal), cmp.Compare(a.Target, b.Target), cmp.Compare(a.Class, b.Class),
+			cmp.Compare(a.Operation, b.Operation))
 	})
 }
 

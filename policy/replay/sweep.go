@@ -21,6 +21,7 @@ type pair struct {
 	principal string
 	secret    SecretFacts
 	action    policy.Action // of an administrative action
+	operation string        // with a key at grade proxied; "": a delivery
 	made      bool
 	contexts  []Context
 	best      Context // the one of them that has everything
@@ -44,7 +45,9 @@ func (p pair) class() string {
 // signals are the pair's request in a context.
 func (p pair) signals(c Context) policy.Signals {
 	if p.action == "" {
-		return c.of(p.principal, p.secret)
+		s := c.of(p.principal, p.secret)
+		s.Request.Operation = p.operation
+		return s
 	}
 	s := c.as(p.principal)
 	s.Action, s.Resource, s.Recipient, s.History, s.Instance = p.action, resourceOf(p.action, p.principal, p.secret.Class), nil, nil, ""
@@ -93,7 +96,8 @@ func (w *whatIf) sweep(ctx context.Context, b Base) error {
 	r.Principals, r.Secrets, r.Assumed, r.Complete, r.Changes = len(principals), len(secrets), Assumed(), true, []SweepChange{}
 	budget := uint64(maxEvaluations)
 	seq := w.pairs(principals, secrets, was, now, &budget, &r.Complete)
-	return ordered(ctx, w.opts.Workers, oneAtOnce, seq, func(ctx context.Context, p pair) swept { return w.try(ctx, b.Active, diff, p) }, func(s swept) error {
+	otherRules := len(rewritten(was, now)) > 0
+	return ordered(ctx, w.opts.Workers, oneAtOnce, seq, func(ctx context.Context, p pair) swept { return w.try(ctx, b.Active, diff, otherRules, p) }, func(s swept) error {
 		r.Evaluations += s.evaluations
 		if w.opts.Progress != nil {
 			w.opts.Progress()
@@ -113,7 +117,9 @@ func (w *whatIf) universe(was, now facts, diff []Change, recorded []SecretFacts)
 	for _, c := range diff {
 		if c.path[0] == "data" && len(c.path) > 2 && strings.HasPrefix(c.path[2], "spiffe://") {
 			ids[c.path[2]] = true
-			continue
+			if c.path[1] == "grants" { // whose holder alone it is about; a role or an owner counts when others ask
+				continue
+			}
 		}
 		all = true
 	}
@@ -125,6 +131,9 @@ func (w *whatIf) universe(was, now facts, diff []Change, recorded []SecretFacts)
 			ids[id] = true
 		}
 		for _, f := range []facts{was, now} {
+			for _, id := range f.named() {
+				ids[id] = true
+			}
 			for _, root := range f.below("data") {
 				for _, id := range f.below("data", root) {
 					if strings.HasPrefix(id, "spiffe://") {
@@ -146,7 +155,7 @@ func (w *whatIf) universe(was, now facts, diff []Change, recorded []SecretFacts)
 // pairs are the combinations, until the budget of evaluations is spent.
 func (w *whatIf) pairs(principals []string, secrets []SecretFacts, was, now facts, budget *uint64, complete *bool) iter.Seq2[pair, error] {
 	at := time.Now().UnixMicro()
-	before, after := newWorld(was, at), newWorld(now, at)
+	before, after := newWorld(was, now, at), newWorld(now, was, at)
 	return func(yield func(pair, error) bool) {
 		for _, id := range principals {
 			contexts := slices.Concat(w.samples.contexts(id), before.strange(after, id), after.ladder(id)) // the last has everything
@@ -164,8 +173,10 @@ func (w *whatIf) pairs(principals []string, secrets []SecretFacts, was, now fact
 				return yield(p, nil)
 			}
 			for _, s := range secrets {
-				if !give(pair{secret: s}) {
-					return
+				for _, operation := range append([]string{""}, OperationsOf(s.Type)...) {
+					if !give(pair{secret: s, operation: operation}) {
+						return
+					}
 				}
 			}
 			if w.opts.Secret != "" { // nothing else
@@ -238,7 +249,7 @@ func invented(principal string, secrets []SecretFacts, was, now facts) []SecretF
 }
 
 // try asks both revisions about a pair in every context, and keeps the one that opens most.
-func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change, p pair) swept {
+func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change, rewritten bool, p pair) swept {
 	out := swept{pair: p, change: SweepChange{Transition: unchanged}}
 	worst := rank(unchanged)
 	for _, c := range p.contexts {
@@ -255,7 +266,10 @@ func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change
 		}
 		cmp := compared{old: active, was: was, candidate: w.opts.Candidate}
 		cmp.run(ctx, s)
-		if t == unchanged && len(cmp.lacks) > 0 { // in the best of contexts: it reads what none of them has
+		if last {
+			cmp.lacks = append(cmp.lacks, cmp.untried(ctx, s, diff, rewritten)...)
+		}
+		if rank(t) > rank(StepUpPermit) && len(cmp.lacks) > 0 { // in the best of contexts: it reads what none of them has
 			t = Inconclusive
 		}
 		if rank(t) >= worst {
@@ -263,11 +277,46 @@ func (w *whatIf) try(ctx context.Context, active *policy.Revision, diff []Change
 		}
 		worst = rank(t)
 		out.change = SweepChange{
-			Transition: t, Principal: p.principal, Target: p.target(), Class: p.class(), Made: p.made, Context: c.Name, Lacks: cmp.lacks,
+			Transition: t, Principal: p.principal, Target: p.target(), Class: p.class(), Operation: p.operation, Made: p.made, Context: c.Name, Lacks: cmp.lacks,
 			Exercised: w.exercised[p.principal+"\x00"+p.target()], Cause: causeOf(cmp.explained(ctx, s), cmp.explanation, diff),
 		}
 		if t == DenyPermit {
 			break
+		}
+	}
+	return out
+}
+
+// OperationsOf is what can be done with a key of a type at grade proxied, none with what is no key.
+func OperationsOf(kind string) []string {
+	switch kind {
+	case "ecdsa-p256", "ed25519":
+		return []string{"sign", "verify"}
+	case "hmac-sha256":
+		return []string{"mac", "verify-mac"}
+	case "aes-256-gcm":
+		return []string{"encrypt", "decrypt"}
+	}
+	return nil
+}
+
+// single are the parts of the input of which the contexts of a sweep have one value each.
+var single = []string{
+	"input.now", "input.hour_of_week", "input.instance", "input.request.grade", "input.request.max_uses", "input.request.ttl_seconds",
+	"input.principal.type", "input.network.address", "input.network.tls_group", "input.network.post_quantum", "input.recipient.suite",
+	"input.place.continent", "input.place.latitude_milli", "input.place.longitude_milli", "input.place.radius_km",
+}
+
+// untried is what the candidate reads, of which one value was tried, and that could now mean something else: the old
+// revision did not read it, or the rules are others, or values beside it. Whether another one would permit is not known.
+func (c *compared) untried(ctx context.Context, s policy.Signals, diff []Change, rewritten bool) []string {
+	before := c.explained(ctx, s)
+	moved := rewritten || slices.ContainsFunc(diff, func(d Change) bool { return looksAt(c.explanation.Data, d.path) })
+	var out []string
+	for _, path := range c.explanation.Reads {
+		one := slices.ContainsFunc(single, func(one string) bool { return within(path, one) || within(one, path) })
+		if one && (moved || !slices.Contains(before.Reads, path)) {
+			out = append(out, path+" (one value was tried)")
 		}
 	}
 	return out

@@ -214,6 +214,7 @@ var picture = []row{
 		"ledger/event":     "what each step records",
 		"place":            "where a peer's address is",
 		"policy":           "the decision",
+		"policy/replay":    "the what-if report that a promotion brings is one, and about this promotion",
 		"risk":             "the score that the decision sees",
 		"round":            "states of what waits for others",
 		"secret":           "names and values",

@@ -215,6 +215,7 @@ func revisionShape() fields {
 	return fields{
 		"digest": matching(digestPattern), "revision": whole, "active": boolean, "activated_at": moment, "by": text, "source": word, "note": text, "sweep": text,
 		"bundle_key": text, "rollback": boolean, "report_sha256": text, "name": text, "staged_at": text,
+		"report_kept": boolean, "no_report": text,
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"sync"
 	"syscall"
@@ -98,6 +99,33 @@ func TestOnATerminal(t *testing.T) {
 	}
 	if screen, code := onTerminal(t, operator, "", "", "secret", "put", "demo/typed"); code != wrongUsage || !strings.Contains(screen, "--prompt") {
 		t.Errorf("put from a terminal: exit code %d, and the screen shows %q", code, screen)
+	}
+}
+
+// TestPromoteAsks: a promotion shows what it would open, and asks; only "y" goes on. The auditor may look and not promote.
+func TestPromoteAsks(t *testing.T) {
+	t.Parallel()
+	d := shared(t)
+	bundle := filepath.Join(t.TempDir(), "bundle")
+	run(t, d.as(t, "security"), "policy", "show", "--out", bundle).want(t, done)
+	grants := filepath.Join(bundle, "data", "grants.yaml")
+	granted, err := os.ReadFile(grants)
+	if err == nil {
+		err = os.WriteFile(grants, append(granted, "spiffe://dev.bulla.test/asked:\n  read:\n    asked/: true\n"...), 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	staged := run(t, d.as(t, "security"), "policy", "push", bundle, "--stage", "-o", "json").want(t, done).object(t, revisionShape().but(fields{"activated_at": text, "outcome": word, "proposal": orNull(anyObject)}))
+	for answer, want := range map[string]struct {
+		code int
+		says string
+	}{"n\n": {failed, "nothing was changed"}, "\n": {failed, "nothing was changed"}, "y\n": {denied, "denied"}} {
+		screen, code := onTerminal(t, d.as(t, "auditor"), "Go on? [y/N]", answer, "policy", "promote", staged["digest"].(string))
+		at := strings.Index(screen, "DENY→PERMIT  /asked  asked/any-secret")
+		if code != want.code || !strings.Contains(screen, want.says) || at < 0 || at > strings.Index(screen, "The rest:") || at > strings.Index(screen, "wider ") {
+			t.Errorf("%q: exit code %d, and the screen shows:\n%s", answer, code, screen)
+		}
 	}
 }
 

@@ -1456,6 +1456,8 @@ type Revision struct {
 	ReportDigest  string                 `protobuf:"bytes,11,opt,name=report_digest,json=reportDigest,proto3" json:"report_digest,omitempty"` // SHA-256 of what was said about its effect
 	Name          string                 `protobuf:"bytes,12,opt,name=name,proto3" json:"name,omitempty"`                                     // in its manifest; of staged ones
 	StagedAt      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=staged_at,json=stagedAt,proto3" json:"staged_at,omitempty"`
+	ReportKept    bool                   `protobuf:"varint,14,opt,name=report_kept,json=reportKept,proto3" json:"report_kept,omitempty"` // GetReports has its text
+	NoReport      string                 `protobuf:"bytes,15,opt,name=no_report,json=noReport,proto3" json:"no_report,omitempty"`        // why whoever activated it brought no report
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1579,6 +1581,20 @@ func (x *Revision) GetStagedAt() *timestamppb.Timestamp {
 		return x.StagedAt
 	}
 	return nil
+}
+
+func (x *Revision) GetReportKept() bool {
+	if x != nil {
+		return x.ReportKept
+	}
+	return false
+}
+
+func (x *Revision) GetNoReport() string {
+	if x != nil {
+		return x.NoReport
+	}
+	return ""
 }
 
 type GetRevisionRequest struct {
@@ -2564,7 +2580,7 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\"C\n" +
 	"\x13PushRevisionRequest\x12\x18\n" +
 	"\aarchive\x18\x01 \x01(\fR\aarchive\x12\x12\n" +
-	"\x04note\x18\x02 \x01(\tR\x04note\"\x87\x03\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"\xc5\x03\n" +
 	"\bRevision\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\bsequence\x18\x02 \x01(\x04R\bsequence\x12\x16\n" +
@@ -2579,7 +2595,10 @@ const file_bulla_v1_operator_proto_rawDesc = "" +
 	" \x01(\bR\brollback\x12#\n" +
 	"\rreport_digest\x18\v \x01(\tR\freportDigest\x12\x12\n" +
 	"\x04name\x18\f \x01(\tR\x04name\x127\n" +
-	"\tstaged_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bstagedAt\",\n" +
+	"\tstaged_at\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bstagedAt\x12\x1f\n" +
+	"\vreport_kept\x18\x0e \x01(\bR\n" +
+	"reportKept\x12\x1b\n" +
+	"\tno_report\x18\x0f \x01(\tR\bnoReport\",\n" +
 	"\x12GetRevisionRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\"[\n" +
 	"\x0fRevisionArchive\x12.\n" +

@@ -95,7 +95,9 @@ type PromoteRequest struct {
 	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
 	Rollback      bool                   `protobuf:"varint,2,opt,name=rollback,proto3" json:"rollback,omitempty"`
 	Note          string                 `protobuf:"bytes,3,opt,name=note,proto3" json:"note,omitempty"`
-	ReportDigest  []byte                 `protobuf:"bytes,4,opt,name=report_digest,json=reportDigest,proto3" json:"report_digest,omitempty"` // SHA-256 of a report on what it would change; empty: none
+	ReportDigest  []byte                 `protobuf:"bytes,4,opt,name=report_digest,json=reportDigest,proto3" json:"report_digest,omitempty"` // SHA-256 of a report on what it would change; empty: none, or that of report
+	Report        []byte                 `protobuf:"bytes,5,opt,name=report,proto3" json:"report,omitempty"`                                 // a what-if report of this revision against the active one, which is kept; empty: none
+	NoReport      string                 `protobuf:"bytes,6,opt,name=no_report,json=noReport,proto3" json:"no_report,omitempty"`             // why there is none, for the record
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -156,6 +158,20 @@ func (x *PromoteRequest) GetReportDigest() []byte {
 		return x.ReportDigest
 	}
 	return nil
+}
+
+func (x *PromoteRequest) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
+func (x *PromoteRequest) GetNoReport() string {
+	if x != nil {
+		return x.NoReport
+	}
+	return ""
 }
 
 type RevisionChange struct {
@@ -227,7 +243,9 @@ type Proposal struct {
 	ExpiresAt     *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=expires_at,json=expiresAt,proto3" json:"expires_at,omitempty"`
 	Note          string                 `protobuf:"bytes,6,opt,name=note,proto3" json:"note,omitempty"`
 	ReportDigest  string                 `protobuf:"bytes,7,opt,name=report_digest,json=reportDigest,proto3" json:"report_digest,omitempty"`
-	Role          string                 `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"` // of the second person, where the reply to a proposal says it
+	Role          string                 `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`                                // of the second person, where the reply to a proposal says it
+	ReportKept    bool                   `protobuf:"varint,9,opt,name=report_kept,json=reportKept,proto3" json:"report_kept,omitempty"` // GetReports has its text
+	NoReport      string                 `protobuf:"bytes,10,opt,name=no_report,json=noReport,proto3" json:"no_report,omitempty"`       // why there is none
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -318,6 +336,184 @@ func (x *Proposal) GetRole() string {
 	return ""
 }
 
+func (x *Proposal) GetReportKept() bool {
+	if x != nil {
+		return x.ReportKept
+	}
+	return false
+}
+
+func (x *Proposal) GetNoReport() string {
+	if x != nil {
+		return x.NoReport
+	}
+	return ""
+}
+
+type GetReportsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // of the revision
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReportsRequest) Reset() {
+	*x = GetReportsRequest{}
+	mi := &file_bulla_v1_revision_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReportsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReportsRequest) ProtoMessage() {}
+
+func (x *GetReportsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_revision_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReportsRequest.ProtoReflect.Descriptor instead.
+func (*GetReportsRequest) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *GetReportsRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+type GetReportsReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Reports       []*KeptReport          `protobuf:"bytes,1,rep,name=reports,proto3" json:"reports,omitempty"` // of the proposal first
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetReportsReply) Reset() {
+	*x = GetReportsReply{}
+	mi := &file_bulla_v1_revision_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetReportsReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetReportsReply) ProtoMessage() {}
+
+func (x *GetReportsReply) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_revision_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetReportsReply.ProtoReflect.Descriptor instead.
+func (*GetReportsReply) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *GetReportsReply) GetReports() []*KeptReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
+type KeptReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"` // SHA-256 of report
+	By            string                 `protobuf:"bytes,2,opt,name=by,proto3" json:"by,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	Proposal      bool                   `protobuf:"varint,4,opt,name=proposal,proto3" json:"proposal,omitempty"` // it is that of a proposal, else of an activation
+	Report        []byte                 `protobuf:"bytes,5,opt,name=report,proto3" json:"report,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeptReport) Reset() {
+	*x = KeptReport{}
+	mi := &file_bulla_v1_revision_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeptReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeptReport) ProtoMessage() {}
+
+func (x *KeptReport) ProtoReflect() protoreflect.Message {
+	mi := &file_bulla_v1_revision_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeptReport.ProtoReflect.Descriptor instead.
+func (*KeptReport) Descriptor() ([]byte, []int) {
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *KeptReport) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *KeptReport) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *KeptReport) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *KeptReport) GetProposal() bool {
+	if x != nil {
+		return x.Proposal
+	}
+	return false
+}
+
+func (x *KeptReport) GetReport() []byte {
+	if x != nil {
+		return x.Report
+	}
+	return nil
+}
+
 type ListStagedRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Limit         uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -327,7 +523,7 @@ type ListStagedRequest struct {
 
 func (x *ListStagedRequest) Reset() {
 	*x = ListStagedRequest{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[4]
+	mi := &file_bulla_v1_revision_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -339,7 +535,7 @@ func (x *ListStagedRequest) String() string {
 func (*ListStagedRequest) ProtoMessage() {}
 
 func (x *ListStagedRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[4]
+	mi := &file_bulla_v1_revision_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -352,7 +548,7 @@ func (x *ListStagedRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagedRequest.ProtoReflect.Descriptor instead.
 func (*ListStagedRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{4}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListStagedRequest) GetLimit() uint32 {
@@ -372,7 +568,7 @@ type ListStagedReply struct {
 
 func (x *ListStagedReply) Reset() {
 	*x = ListStagedReply{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[5]
+	mi := &file_bulla_v1_revision_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -384,7 +580,7 @@ func (x *ListStagedReply) String() string {
 func (*ListStagedReply) ProtoMessage() {}
 
 func (x *ListStagedReply) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[5]
+	mi := &file_bulla_v1_revision_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -397,7 +593,7 @@ func (x *ListStagedReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListStagedReply.ProtoReflect.Descriptor instead.
 func (*ListStagedReply) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{5}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListStagedReply) GetStaged() []*Revision {
@@ -425,7 +621,7 @@ type StartShadowRequest struct {
 
 func (x *StartShadowRequest) Reset() {
 	*x = StartShadowRequest{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[6]
+	mi := &file_bulla_v1_revision_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -437,7 +633,7 @@ func (x *StartShadowRequest) String() string {
 func (*StartShadowRequest) ProtoMessage() {}
 
 func (x *StartShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[6]
+	mi := &file_bulla_v1_revision_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -450,7 +646,7 @@ func (x *StartShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartShadowRequest.ProtoReflect.Descriptor instead.
 func (*StartShadowRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{6}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *StartShadowRequest) GetDigest() string {
@@ -482,7 +678,7 @@ type StopShadowRequest struct {
 
 func (x *StopShadowRequest) Reset() {
 	*x = StopShadowRequest{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[7]
+	mi := &file_bulla_v1_revision_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -494,7 +690,7 @@ func (x *StopShadowRequest) String() string {
 func (*StopShadowRequest) ProtoMessage() {}
 
 func (x *StopShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[7]
+	mi := &file_bulla_v1_revision_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -507,7 +703,7 @@ func (x *StopShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopShadowRequest.ProtoReflect.Descriptor instead.
 func (*StopShadowRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{7}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{10}
 }
 
 type GetShadowRequest struct {
@@ -518,7 +714,7 @@ type GetShadowRequest struct {
 
 func (x *GetShadowRequest) Reset() {
 	*x = GetShadowRequest{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[8]
+	mi := &file_bulla_v1_revision_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -530,7 +726,7 @@ func (x *GetShadowRequest) String() string {
 func (*GetShadowRequest) ProtoMessage() {}
 
 func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[8]
+	mi := &file_bulla_v1_revision_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -543,7 +739,7 @@ func (x *GetShadowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetShadowRequest.ProtoReflect.Descriptor instead.
 func (*GetShadowRequest) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{8}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{11}
 }
 
 type Shadow struct {
@@ -568,7 +764,7 @@ type Shadow struct {
 
 func (x *Shadow) Reset() {
 	*x = Shadow{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[9]
+	mi := &file_bulla_v1_revision_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -580,7 +776,7 @@ func (x *Shadow) String() string {
 func (*Shadow) ProtoMessage() {}
 
 func (x *Shadow) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[9]
+	mi := &file_bulla_v1_revision_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -593,7 +789,7 @@ func (x *Shadow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Shadow.ProtoReflect.Descriptor instead.
 func (*Shadow) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{9}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Shadow) GetDigest() string {
@@ -708,7 +904,7 @@ type ShadowRow struct {
 
 func (x *ShadowRow) Reset() {
 	*x = ShadowRow{}
-	mi := &file_bulla_v1_revision_proto_msgTypes[10]
+	mi := &file_bulla_v1_revision_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -720,7 +916,7 @@ func (x *ShadowRow) String() string {
 func (*ShadowRow) ProtoMessage() {}
 
 func (x *ShadowRow) ProtoReflect() protoreflect.Message {
-	mi := &file_bulla_v1_revision_proto_msgTypes[10]
+	mi := &file_bulla_v1_revision_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -733,7 +929,7 @@ func (x *ShadowRow) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShadowRow.ProtoReflect.Descriptor instead.
 func (*ShadowRow) Descriptor() ([]byte, []int) {
-	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{10}
+	return file_bulla_v1_revision_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *ShadowRow) GetPrincipal() string {
@@ -787,16 +983,18 @@ const file_bulla_v1_revision_proto_rawDesc = "" +
 	"\aarchive\x18\x01 \x01(\fR\aarchive\x12\x1c\n" +
 	"\tsignature\x18\x02 \x01(\fR\tsignature\x12\x12\n" +
 	"\x04note\x18\x03 \x01(\tR\x04note\x12\x12\n" +
-	"\x04only\x18\x04 \x01(\bR\x04only\"}\n" +
+	"\x04only\x18\x04 \x01(\bR\x04only\"\xb2\x01\n" +
 	"\x0ePromoteRequest\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\brollback\x18\x02 \x01(\bR\brollback\x12\x12\n" +
 	"\x04note\x18\x03 \x01(\tR\x04note\x12#\n" +
-	"\rreport_digest\x18\x04 \x01(\fR\freportDigest\"\x8a\x01\n" +
+	"\rreport_digest\x18\x04 \x01(\fR\freportDigest\x12\x16\n" +
+	"\x06report\x18\x05 \x01(\fR\x06report\x12\x1b\n" +
+	"\tno_report\x18\x06 \x01(\tR\bnoReport\"\x8a\x01\n" +
 	"\x0eRevisionChange\x12.\n" +
 	"\brevision\x18\x01 \x01(\v2\x12.bulla.v1.RevisionR\brevision\x12\x18\n" +
 	"\aoutcome\x18\x02 \x01(\tR\aoutcome\x12.\n" +
-	"\bproposal\x18\x03 \x01(\v2\x12.bulla.v1.ProposalR\bproposal\"\x82\x02\n" +
+	"\bproposal\x18\x03 \x01(\v2\x12.bulla.v1.ProposalR\bproposal\"\xc0\x02\n" +
 	"\bProposal\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x1a\n" +
 	"\brollback\x18\x02 \x01(\bR\brollback\x12\x0e\n" +
@@ -806,7 +1004,22 @@ const file_bulla_v1_revision_proto_rawDesc = "" +
 	"expires_at\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\texpiresAt\x12\x12\n" +
 	"\x04note\x18\x06 \x01(\tR\x04note\x12#\n" +
 	"\rreport_digest\x18\a \x01(\tR\freportDigest\x12\x12\n" +
-	"\x04role\x18\b \x01(\tR\x04role\")\n" +
+	"\x04role\x18\b \x01(\tR\x04role\x12\x1f\n" +
+	"\vreport_kept\x18\t \x01(\bR\n" +
+	"reportKept\x12\x1b\n" +
+	"\tno_report\x18\n" +
+	" \x01(\tR\bnoReport\"+\n" +
+	"\x11GetReportsRequest\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\"A\n" +
+	"\x0fGetReportsReply\x12.\n" +
+	"\areports\x18\x01 \x03(\v2\x14.bulla.v1.KeptReportR\areports\"\x94\x01\n" +
+	"\n" +
+	"KeptReport\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x0e\n" +
+	"\x02by\x18\x02 \x01(\tR\x02by\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x1a\n" +
+	"\bproposal\x18\x04 \x01(\bR\bproposal\x12\x16\n" +
+	"\x06report\x18\x05 \x01(\fR\x06report\")\n" +
 	"\x11ListStagedRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\"m\n" +
 	"\x0fListStagedReply\x12*\n" +
@@ -841,10 +1054,12 @@ const file_bulla_v1_revision_proto_rawDesc = "" +
 	"\x06secret\x18\x03 \x01(\tR\x06secret\x12\x12\n" +
 	"\x04from\x18\x04 \x01(\tR\x04from\x12\x0e\n" +
 	"\x02to\x18\x05 \x01(\tR\x02to\x12\x14\n" +
-	"\x05count\x18\x06 \x01(\x04R\x05count2\x82\x03\n" +
+	"\x05count\x18\x06 \x01(\x04R\x05count2\xc8\x03\n" +
 	"\tRevisions\x129\n" +
 	"\x05Stage\x12\x16.bulla.v1.StageRequest\x1a\x18.bulla.v1.RevisionChange\x12=\n" +
 	"\aPromote\x12\x18.bulla.v1.PromoteRequest\x1a\x18.bulla.v1.RevisionChange\x12D\n" +
+	"\n" +
+	"GetReports\x12\x1b.bulla.v1.GetReportsRequest\x1a\x19.bulla.v1.GetReportsReply\x12D\n" +
 	"\n" +
 	"ListStaged\x12\x1b.bulla.v1.ListStagedRequest\x1a\x19.bulla.v1.ListStagedReply\x12=\n" +
 	"\vStartShadow\x12\x1c.bulla.v1.StartShadowRequest\x1a\x10.bulla.v1.Shadow\x12;\n" +
@@ -864,50 +1079,57 @@ func file_bulla_v1_revision_proto_rawDescGZIP() []byte {
 	return file_bulla_v1_revision_proto_rawDescData
 }
 
-var file_bulla_v1_revision_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_bulla_v1_revision_proto_msgTypes = make([]protoimpl.MessageInfo, 14)
 var file_bulla_v1_revision_proto_goTypes = []any{
 	(*StageRequest)(nil),          // 0: bulla.v1.StageRequest
 	(*PromoteRequest)(nil),        // 1: bulla.v1.PromoteRequest
 	(*RevisionChange)(nil),        // 2: bulla.v1.RevisionChange
 	(*Proposal)(nil),              // 3: bulla.v1.Proposal
-	(*ListStagedRequest)(nil),     // 4: bulla.v1.ListStagedRequest
-	(*ListStagedReply)(nil),       // 5: bulla.v1.ListStagedReply
-	(*StartShadowRequest)(nil),    // 6: bulla.v1.StartShadowRequest
-	(*StopShadowRequest)(nil),     // 7: bulla.v1.StopShadowRequest
-	(*GetShadowRequest)(nil),      // 8: bulla.v1.GetShadowRequest
-	(*Shadow)(nil),                // 9: bulla.v1.Shadow
-	(*ShadowRow)(nil),             // 10: bulla.v1.ShadowRow
-	(*Revision)(nil),              // 11: bulla.v1.Revision
-	(*timestamppb.Timestamp)(nil), // 12: google.protobuf.Timestamp
+	(*GetReportsRequest)(nil),     // 4: bulla.v1.GetReportsRequest
+	(*GetReportsReply)(nil),       // 5: bulla.v1.GetReportsReply
+	(*KeptReport)(nil),            // 6: bulla.v1.KeptReport
+	(*ListStagedRequest)(nil),     // 7: bulla.v1.ListStagedRequest
+	(*ListStagedReply)(nil),       // 8: bulla.v1.ListStagedReply
+	(*StartShadowRequest)(nil),    // 9: bulla.v1.StartShadowRequest
+	(*StopShadowRequest)(nil),     // 10: bulla.v1.StopShadowRequest
+	(*GetShadowRequest)(nil),      // 11: bulla.v1.GetShadowRequest
+	(*Shadow)(nil),                // 12: bulla.v1.Shadow
+	(*ShadowRow)(nil),             // 13: bulla.v1.ShadowRow
+	(*Revision)(nil),              // 14: bulla.v1.Revision
+	(*timestamppb.Timestamp)(nil), // 15: google.protobuf.Timestamp
 }
 var file_bulla_v1_revision_proto_depIdxs = []int32{
-	11, // 0: bulla.v1.RevisionChange.revision:type_name -> bulla.v1.Revision
+	14, // 0: bulla.v1.RevisionChange.revision:type_name -> bulla.v1.Revision
 	3,  // 1: bulla.v1.RevisionChange.proposal:type_name -> bulla.v1.Proposal
-	12, // 2: bulla.v1.Proposal.at:type_name -> google.protobuf.Timestamp
-	12, // 3: bulla.v1.Proposal.expires_at:type_name -> google.protobuf.Timestamp
-	11, // 4: bulla.v1.ListStagedReply.staged:type_name -> bulla.v1.Revision
-	3,  // 5: bulla.v1.ListStagedReply.proposal:type_name -> bulla.v1.Proposal
-	12, // 6: bulla.v1.Shadow.started_at:type_name -> google.protobuf.Timestamp
-	12, // 7: bulla.v1.Shadow.until:type_name -> google.protobuf.Timestamp
-	10, // 8: bulla.v1.Shadow.rows:type_name -> bulla.v1.ShadowRow
-	12, // 9: bulla.v1.Shadow.counting_since:type_name -> google.protobuf.Timestamp
-	0,  // 10: bulla.v1.Revisions.Stage:input_type -> bulla.v1.StageRequest
-	1,  // 11: bulla.v1.Revisions.Promote:input_type -> bulla.v1.PromoteRequest
-	4,  // 12: bulla.v1.Revisions.ListStaged:input_type -> bulla.v1.ListStagedRequest
-	6,  // 13: bulla.v1.Revisions.StartShadow:input_type -> bulla.v1.StartShadowRequest
-	7,  // 14: bulla.v1.Revisions.StopShadow:input_type -> bulla.v1.StopShadowRequest
-	8,  // 15: bulla.v1.Revisions.GetShadow:input_type -> bulla.v1.GetShadowRequest
-	2,  // 16: bulla.v1.Revisions.Stage:output_type -> bulla.v1.RevisionChange
-	2,  // 17: bulla.v1.Revisions.Promote:output_type -> bulla.v1.RevisionChange
-	5,  // 18: bulla.v1.Revisions.ListStaged:output_type -> bulla.v1.ListStagedReply
-	9,  // 19: bulla.v1.Revisions.StartShadow:output_type -> bulla.v1.Shadow
-	9,  // 20: bulla.v1.Revisions.StopShadow:output_type -> bulla.v1.Shadow
-	9,  // 21: bulla.v1.Revisions.GetShadow:output_type -> bulla.v1.Shadow
-	16, // [16:22] is the sub-list for method output_type
-	10, // [10:16] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	15, // 2: bulla.v1.Proposal.at:type_name -> google.protobuf.Timestamp
+	15, // 3: bulla.v1.Proposal.expires_at:type_name -> google.protobuf.Timestamp
+	6,  // 4: bulla.v1.GetReportsReply.reports:type_name -> bulla.v1.KeptReport
+	15, // 5: bulla.v1.KeptReport.at:type_name -> google.protobuf.Timestamp
+	14, // 6: bulla.v1.ListStagedReply.staged:type_name -> bulla.v1.Revision
+	3,  // 7: bulla.v1.ListStagedReply.proposal:type_name -> bulla.v1.Proposal
+	15, // 8: bulla.v1.Shadow.started_at:type_name -> google.protobuf.Timestamp
+	15, // 9: bulla.v1.Shadow.until:type_name -> google.protobuf.Timestamp
+	13, // 10: bulla.v1.Shadow.rows:type_name -> bulla.v1.ShadowRow
+	15, // 11: bulla.v1.Shadow.counting_since:type_name -> google.protobuf.Timestamp
+	0,  // 12: bulla.v1.Revisions.Stage:input_type -> bulla.v1.StageRequest
+	1,  // 13: bulla.v1.Revisions.Promote:input_type -> bulla.v1.PromoteRequest
+	4,  // 14: bulla.v1.Revisions.GetReports:input_type -> bulla.v1.GetReportsRequest
+	7,  // 15: bulla.v1.Revisions.ListStaged:input_type -> bulla.v1.ListStagedRequest
+	9,  // 16: bulla.v1.Revisions.StartShadow:input_type -> bulla.v1.StartShadowRequest
+	10, // 17: bulla.v1.Revisions.StopShadow:input_type -> bulla.v1.StopShadowRequest
+	11, // 18: bulla.v1.Revisions.GetShadow:input_type -> bulla.v1.GetShadowRequest
+	2,  // 19: bulla.v1.Revisions.Stage:output_type -> bulla.v1.RevisionChange
+	2,  // 20: bulla.v1.Revisions.Promote:output_type -> bulla.v1.RevisionChange
+	5,  // 21: bulla.v1.Revisions.GetReports:output_type -> bulla.v1.GetReportsReply
+	8,  // 22: bulla.v1.Revisions.ListStaged:output_type -> bulla.v1.ListStagedReply
+	12, // 23: bulla.v1.Revisions.StartShadow:output_type -> bulla.v1.Shadow
+	12, // 24: bulla.v1.Revisions.StopShadow:output_type -> bulla.v1.Shadow
+	12, // 25: bulla.v1.Revisions.GetShadow:output_type -> bulla.v1.Shadow
+	19, // [19:26] is the sub-list for method output_type
+	12, // [12:19] is the sub-list for method input_type
+	12, // [12:12] is the sub-list for extension type_name
+	12, // [12:12] is the sub-list for extension extendee
+	0,  // [0:12] is the sub-list for field type_name
 }
 
 func init() { file_bulla_v1_revision_proto_init() }
@@ -922,7 +1144,7 @@ func file_bulla_v1_revision_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_bulla_v1_revision_proto_rawDesc), len(file_bulla_v1_revision_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   11,
+			NumMessages:   14,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -21,6 +21,7 @@ const _ = grpc.SupportPackageIsVersion9
 const (
 	Revisions_Stage_FullMethodName       = "/bulla.v1.Revisions/Stage"
 	Revisions_Promote_FullMethodName     = "/bulla.v1.Revisions/Promote"
+	Revisions_GetReports_FullMethodName  = "/bulla.v1.Revisions/GetReports"
 	Revisions_ListStaged_FullMethodName  = "/bulla.v1.Revisions/ListStaged"
 	Revisions_StartShadow_FullMethodName = "/bulla.v1.Revisions/StartShadow"
 	Revisions_StopShadow_FullMethodName  = "/bulla.v1.Revisions/StopShadow"
@@ -38,6 +39,9 @@ type RevisionsClient interface {
 	// Promote activates a staged bundle that was never active, or with rollback one that was. Where policy wants a second
 	// person, the first call is a proposal, and the same call of another person activates it.
 	Promote(ctx context.Context, in *PromoteRequest, opts ...grpc.CallOption) (*RevisionChange, error)
+	// GetReports returns the what-if reports that the newest activation of a revision, or a proposal of it, was made on. As
+	// they tell of recorded decisions, whoever may not read these may not read them.
+	GetReports(ctx context.Context, in *GetReportsRequest, opts ...grpc.CallOption) (*GetReportsReply, error)
 	// ListStaged lists what is staged, and the proposal that waits for a second person.
 	ListStaged(ctx context.Context, in *ListStagedRequest, opts ...grpc.CallOption) (*ListStagedReply, error)
 	// StartShadow lets a revision judge live traffic beside the active one, without effect.
@@ -68,6 +72,16 @@ func (c *revisionsClient) Promote(ctx context.Context, in *PromoteRequest, opts 
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(RevisionChange)
 	err := c.cc.Invoke(ctx, Revisions_Promote_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *revisionsClient) GetReports(ctx context.Context, in *GetReportsRequest, opts ...grpc.CallOption) (*GetReportsReply, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(GetReportsReply)
+	err := c.cc.Invoke(ctx, Revisions_GetReports_FullMethodName, in, out, cOpts...)
 	if err != nil {
 		return nil, err
 	}
@@ -125,6 +139,9 @@ type RevisionsServer interface {
 	// Promote activates a staged bundle that was never active, or with rollback one that was. Where policy wants a second
 	// person, the first call is a proposal, and the same call of another person activates it.
 	Promote(context.Context, *PromoteRequest) (*RevisionChange, error)
+	// GetReports returns the what-if reports that the newest activation of a revision, or a proposal of it, was made on. As
+	// they tell of recorded decisions, whoever may not read these may not read them.
+	GetReports(context.Context, *GetReportsRequest) (*GetReportsReply, error)
 	// ListStaged lists what is staged, and the proposal that waits for a second person.
 	ListStaged(context.Context, *ListStagedRequest) (*ListStagedReply, error)
 	// StartShadow lets a revision judge live traffic beside the active one, without effect.
@@ -146,6 +163,9 @@ func (UnimplementedRevisionsServer) Stage(context.Context, *StageRequest) (*Revi
 }
 func (UnimplementedRevisionsServer) Promote(context.Context, *PromoteRequest) (*RevisionChange, error) {
 	return nil, status.Error(codes.Unimplemented, "method Promote not implemented")
+}
+func (UnimplementedRevisionsServer) GetReports(context.Context, *GetReportsRequest) (*GetReportsReply, error) {
+	return nil, status.Error(codes.Unimplemented, "method GetReports not implemented")
 }
 func (UnimplementedRevisionsServer) ListStaged(context.Context, *ListStagedRequest) (*ListStagedReply, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListStaged not implemented")
@@ -212,6 +232,24 @@ func _Revisions_Promote_Handler(srv interface{}, ctx context.Context, dec func(i
 	}
 	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
 		return srv.(RevisionsServer).Promote(ctx, req.(*PromoteRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _Revisions_GetReports_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(GetReportsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(RevisionsServer).GetReports(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Revisions_GetReports_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(RevisionsServer).GetReports(ctx, req.(*GetReportsRequest))
 	}
 	return interceptor(ctx, in, info, handler)
 }
@@ -302,6 +340,10 @@ var Revisions_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Promote",
 			Handler:    _Revisions_Promote_Handler,
+		},
+		{
+			MethodName: "GetReports",
+			Handler:    _Revisions_GetReports_Handler,
 		},
 		{
 			MethodName: "ListStaged",

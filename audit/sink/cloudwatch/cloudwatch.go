@@ -1,9 +1,11 @@
 // Package cloudwatch is a sink in AWS CloudWatch Logs: the lines of package sink as log events of one stream.
 //
 // A page goes in calls of PutLogEvents that keep to its limits: 10,000 events, 1 MiB with 26 bytes for each event, 256 KiB
-// an event, 24 hours from the first to the last, in the order of time. An event keeps its own time. What the service
-// takes and then rejects is never lost in silence: events that are too old, or older than the group keeps, are refusals,
-// which the pump counts and logs; events that are too far in the future are tried again until they are not.
+// an event, 24 hours from the first to the last, in the order of time. An event keeps its own time, unless that is
+// ahead of this machine's clock: then it has the time of its writing, and its own in its line, so that no event of a clock
+// that was wrong once holds up all that come later. What the service takes and then rejects is never lost in silence:
+// events that are too old, or older than the group keeps, are refusals, which the pump counts and logs; events that are too
+// far in the future by the service's clock are tried again until they are not.
 //
 // A stream that is not there is made, a group is not. Credentials come from where the AWS SDK finds them (environment,
 // shared files, web identity, container or instance role), never from Bulla's configuration. What AWS says besides an
@@ -151,7 +153,7 @@ func New(ctx context.Context, c Config) (*Sink, error) {
 // Write implements [sink.Sink].
 func (s *Sink) Write(ctx context.Context, lines []sink.Line) ([]sink.Refusal, error) {
 	var refused []sink.Refusal
-	for _, batch := range batches(lines, &refused) {
+	for _, batch := range batches(lines, time.Now(), &refused) {
 		more, err := s.put(ctx, batch)
 		refused = append(refused, more...)
 		if err != nil {
@@ -164,13 +166,17 @@ func (s *Sink) Write(ctx context.Context, lines []sink.Line) ([]sink.Refusal, er
 // Close implements [sink.Sink].
 func (s *Sink) Close() error { return nil }
 
-// batches cuts a page into calls. An event that is larger than the service takes is refused; package ocsf makes none.
-func batches(lines []sink.Line, refused *[]sink.Refusal) (out [][]sink.Line) {
+// batches cuts a page into calls, and dates back what is ahead of now. An event that is larger than the service takes is
+// refused; package ocsf makes none.
+func batches(lines []sink.Line, now time.Time, refused *[]sink.Refusal) (out [][]sink.Line) {
 	ordered := make([]sink.Line, 0, len(lines))
 	for _, l := range lines {
 		if len(l.JSON) > maxEvent {
 			*refused = append(*refused, sink.Refusal{Index: l.Index, Reason: fmt.Sprintf("it has %d bytes, CloudWatch Logs takes %d", len(l.JSON), maxEvent)})
 			continue
+		}
+		if l.Time.After(now) {
+			l.Time = now
 		}
 		ordered = append(ordered, l)
 	}

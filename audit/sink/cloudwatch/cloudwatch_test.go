@@ -97,7 +97,8 @@ func TestOrderOfTime(t *testing.T) {
 	}
 }
 
-// TestRejections: what is too old is a refusal, with its index; what is in the future is an error, so that it comes again.
+// TestRejections: what is too old is a refusal, with its index; what is in the service's future is an error, so that it comes
+// again.
 func TestRejections(t *testing.T) {
 	s := xtest.Start(t, group)
 	s.Keep(10 * 24 * time.Hour)
@@ -116,13 +117,24 @@ func TestRejections(t *testing.T) {
 	if err != nil || got != want || fmt.Sprint(indexes(t, s)) != "[8]" {
 		t.Errorf("%v, %v\n%s", indexes(t, s), err, got)
 	}
-	early := []sink.Line{line(10, now, 0), line(11, now.Add(3*time.Hour), 0)}
+	early := []sink.Line{line(10, now.Add(-2*time.Hour), 0), line(11, now, 0)}
+	s.Clock(func() time.Time { return now.Add(-3 * time.Hour) })
 	if refused, err = w.Write(t.Context(), early); err == nil || refused != nil || !strings.Contains(err.Error(), "event 11") {
 		t.Errorf("%v, %v", refused, err)
 	}
-	s.Clock(func() time.Time { return now.Add(2 * time.Hour) })
+	s.Clock(time.Now)
 	if refused, err = w.Write(t.Context(), early); err != nil || refused != nil || fmt.Sprint(indexes(t, s)) != "[8 10 10 11]" {
 		t.Errorf("%v, %v, %v", indexes(t, s), refused, err)
+	}
+}
+
+// TestWrongClock: an event of a clock that was wrong for a while holds up nothing.
+func TestWrongClock(t *testing.T) {
+	s := xtest.Start(t, group)
+	now := time.Now()
+	refused, err := open(t, s).Write(t.Context(), []sink.Line{line(0, now, 0), line(1, now.AddDate(1, 0, 0), 0), line(2, now, 0)})
+	if got := fmt.Sprint(indexes(t, s)); err != nil || len(refused) > 0 || got != "[0 2 1]" || s.Puts() != 1 {
+		t.Errorf("%s, %v, %v", got, refused, err)
 	}
 }
 

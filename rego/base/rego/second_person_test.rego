@@ -59,6 +59,41 @@ test_oneself_and_others_without_the_role_will_not if {
 	}
 }
 
+# A token of ann's speaks for b and for c, and one of another issuer that is hers for d.
+speakers := {
+	"https://idp": {
+		"1": {"person": "ann", "principals": {"spiffe://test/b": true, "spiffe://test/c": true, "spiffe://test/e": false}},
+		"2": {"person": "bo", "principals": {"spiffe://test/b": true, "spiffe://test/e": true}},
+	},
+	"https://other": {"x": {"person": "ann", "principals": {"spiffe://test/d": true}}},
+}
+
+ids := {
+	"a": "spiffe://test/a", "b": "spiffe://test/b", "c": "spiffe://test/c",
+	"d": "spiffe://test/d", "e": "spiffe://test/e",
+}
+
+everybody := {id: ["security"] | some id in ids}
+
+test_two_identities_that_one_token_speaks_for_are_not_two if {
+	every pair in [["b", "c"], ["c", "b"], ["b", "d"], ["c", "d"], ["a", "b"], ["d", "a"], ["b", "e"]] {
+		judge_all(pair) == "STEP_UP"
+	}
+	every pair in [["a", "e"], ["c", "e"], ["e", "d"]] {
+		judge_all(pair) == "PERMIT"
+	}
+}
+
+judge_all(pair) := decision if {
+	question := asked(ids[pair[0]], "policy.promote", [ids[pair[1]]])
+	decision := bulla.decision.decision with input as question
+		with data.limits as limits
+		with data.members as everybody
+		with data.roles as roles
+		with data.owners as owners
+		with data.persons as speakers
+}
+
 test_what_is_not_named_needs_nobody if {
 	judge(asked("spiffe://test/a", "policy.push", []), limits).decision == "PERMIT"
 }
