@@ -166,7 +166,7 @@ func openLog(t testing.TB, dir string, s *proofs.Signer, src Source) *Log {
 // sign returns the checkpoint of all that src holds, made without a Log.
 func sign(t testing.TB, s *proofs.Signer, src *ledgerFake) []byte {
 	t.Helper()
-	raw, err := s.Sign(proofs.Checkpoint{Origin: testOrigin, Size: int64(len(src.leaves)), Root: oracleRoot(src.leaves)})
+	raw, err := s.Sign(proofs.Checkpoint{Origin: s.Origin(), Size: int64(len(src.leaves)), Root: oracleRoot(src.leaves)})
 	if err != nil {
 		t.Fatal(err)
 	}

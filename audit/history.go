@@ -10,13 +10,14 @@ import (
 )
 
 // history checks that events, in the order of their indexes, can have happened: the first one, and no other, is the
-// genesis of this very log; no event id comes twice; no session lives twice, before its delivery or
-// after its end, and nothing is given out on a decision that does not permit it; that an event was erased only where a
-// later one says so. It trusts that the events are those that the log has. Its memory grows by about a hundred bytes an
-// event.
+// genesis of this very log, or of one that it goes on from by restores; no event id comes twice; no session lives twice,
+// before its delivery or after its end, and nothing is given out on a decision that does not permit it; that an event was
+// erased only where a later one says so. It trusts that the events are those that the log has. Its memory grows by about
+// a hundred bytes an event.
 type history struct {
 	key      proofs.Key
 	next     int64
+	lives    []life // whose log it was, the last one at the end
 	ids      map[event.ID]struct{}
 	ended    map[event.ID]event.Time      // until when they can be revoked all the same: not zero for exhausted ones
 	sessions map[event.ID]session.Session // that have not ended
@@ -47,17 +48,18 @@ func (h *history) add(e event.Event, erased int64) error {
 		return fmt.Errorf("the first event is %s, expected %s", e.Body.EventType(), event.TypeGenesis)
 	case !first && isGenesis:
 		return fmt.Errorf("a second %s", event.TypeGenesis)
-	case first && genesis.Origin != h.key.Origin():
-		return fmt.Errorf("the genesis is that of log %q, expected %q", genesis.Origin, h.key.Origin())
-	case first && genesis.LogKey != h.key.String():
-		return fmt.Errorf("the genesis names another log key")
+	case first:
+		h.lives = append(h.lives, life{number: 1, origin: genesis.Origin, key: genesis.LogKey})
 	}
 	if _, ok := h.ids[e.ID]; ok {
 		return fmt.Errorf("the event id %s comes a second time", e.ID)
 	}
 	h.ids[e.ID] = struct{}{}
-	if b, ok := e.Body.(event.SubjectErased); ok {
+	switch b := e.Body.(type) {
+	case event.SubjectErased:
 		return h.erase(b, index)
+	case event.Restored:
+		return h.restored(b, index)
 	}
 	return h.applySessions(e)
 }

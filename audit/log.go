@@ -33,6 +33,9 @@ const (
 	poll = 5 * time.Second
 )
 
+// CheckpointName is the file in Config.Dir that holds the newest checkpoint.
+const CheckpointName = checkpointName
+
 // Config says where a log lies and what it is made from.
 type Config struct {
 	// Dir holds the files hashes and checkpoint; it is made if missing. One process at a time uses it.

@@ -80,6 +80,9 @@ func (l *Log) read(path string) (head, error) {
 	}
 	c, err := l.Key().Open(raw)
 	if err != nil {
+		if is, unread := proofs.Peek(raw); unread == nil && is.Origin != l.cfg.Origin {
+			return head{}, fmt.Errorf("%w: the checkpoint in %s is of log %s, and this is %s: one of them is from before a restore", ErrRollback, path, is.Origin, l.cfg.Origin)
+		}
 		return head{}, fmt.Errorf("checkpoint in %s: %w", path, err)
 	}
 	if c.Size == 0 {
@@ -104,7 +107,7 @@ func (l *Log) restore(ctx context.Context, base proofs.Checkpoint, signed []proo
 		return err
 	}
 	if tree.n < size {
-		return fmt.Errorf("%w: the store holds %d events, the log has signed %d; restore the newest copy of the store, or start a new incarnation of the log", ErrRollback, tree.n, size)
+		return fmt.Errorf("%w: the store holds %d events, the log has signed %d; put the newest copy of the store back, or begin a new incarnation of the log", ErrRollback, tree.n, size)
 	}
 	for _, c := range signed {
 		if err := l.holds(c); err != nil {

@@ -47,6 +47,8 @@ type Report struct {
 	// Witnesses are the cosignatures of those that were asked for, verified.
 	Witnessed *int64               `json:"witnessed"`
 	Witnesses []proofs.Cosignature `json:"witnesses"`
+	// Restores are the events by which the ledger went on from a backup, in a log of another name.
+	Restores []Restore `json:"restores"`
 	// Erased is how many entries can't be read, each by an event of the log that says so.
 	Erased int64 `json:"erased"`
 	// ManifestSHA256 stands for every byte of the export.
@@ -420,6 +422,13 @@ func (v *verifier) report() Report {
 	if v.older != nil {
 		r.Against = &v.older.Size
 		r.Summary = fmt.Sprintf("consistent up to %d%s, and extends the checkpoint of size %d", r.Size, erased, v.older.Size)
+		if v.older.Origin != r.Origin {
+			r.Summary += " of log " + v.older.Origin
+		}
+	}
+	r.Restores = v.history.restores()
+	for _, b := range r.Restores {
+		r.Summary += fmt.Sprintf("; restored from a backup by entry %d, when %d entries of %s were known", b.Index, b.Known, b.KnownOrigin)
 	}
 	if v.witnessed != nil {
 		r.Witnessed = &v.witnessed.Size

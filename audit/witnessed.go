@@ -41,9 +41,18 @@ func (v *verifier) against(context.Context) error {
 	if v.opts.Against == nil {
 		return nil
 	}
-	old, sigs, err := v.key.OpenCosigned(v.opts.Against, v.opts.Witnesses)
+	key, end := v.key, v.checkpoint.Size
+	before := v.history.before(v.opts.Against)
+	if before != nil {
+		key, end = before.key, before.end
+	}
+	old, sigs, err := key.OpenCosigned(v.opts.Against, v.opts.Witnesses)
 	if err != nil {
 		return faultIn(checkpointName, "the checkpoint to compare with can't be used: %s", reason(err))
+	}
+	if before != nil && old.Size > end {
+		return faultAt(checkpointName, end, "the ledger was restored here, from a backup: of the %d entries of log %s that the checkpoint to compare with signs, those from %d on are not in this log. Keep it as it is: it proves that they were there",
+			old.Size, old.Origin, end)
 	}
 	if err := v.extends(checkpointName, old); err != nil {
 		return err

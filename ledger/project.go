@@ -123,6 +123,8 @@ func Project(tx ProjectionTx, index int64, ev event.Event) error {
 		return p.holdPlaced(b)
 	case event.HoldReleased:
 		return p.holdReleased(b)
+	case event.Restored:
+		return p.restored(b)
 	case event.Genesis, event.ShadowDiffered, event.InstanceBound, event.OperationPermitted, event.SignalRefused:
 		return nil // they tell, and change nothing
 	}

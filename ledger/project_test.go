@@ -148,6 +148,7 @@ func TestProjectKnowsEveryType(t *testing.T) {
 		event.SubjectErased{},
 		event.HoldPlaced{},
 		event.HoldReleased{},
+		event.Restored{},
 	} {
 		left = slices.DeleteFunc(left, func(t event.Type) bool { return t == body.EventType() })
 		if err := newTable(t).apply(now(body)); err != nil && strings.Contains(err.Error(), "no projection knows") {

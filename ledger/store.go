@@ -91,6 +91,8 @@ const (
 	KindErasure Kind = "erasure"
 	// KindHold rows hold Hold, by HoldKey.
 	KindHold Kind = "hold"
+	// KindIncarnation has one row, CurrentIncarnation, which holds Incarnation; there is none before the first restore.
+	KindIncarnation Kind = "incarnation"
 )
 
 // Kinds lists the projections.
@@ -98,7 +100,7 @@ func Kinds() []Kind {
 	return []Kind{
 		KindSession, KindSecret, KindDevice, KindDeviceCounter, KindPassport, KindRevision, KindKey, KindAlerts, KindRound,
 		KindRevocation, KindRevocationEnd, KindWiped, KindDemand, KindSweep, KindStaged, KindProposal, KindShadow, KindTrust,
-		KindDenial, KindActivation, KindErasure, KindHold,
+		KindDenial, KindActivation, KindErasure, KindHold, KindIncarnation,
 	}
 }
 

@@ -2,6 +2,7 @@ package ledger
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -85,6 +86,9 @@ func (t *trail) run(ctx context.Context, end int64) ([]Entry, error) {
 		return nil, fmt.Errorf("what vouched for the instance of session %s: %w, like event %d", t.session.ID, ErrErased, t.erased)
 	}
 	if err := t.trust(ctx); err != nil {
+		return nil, err
+	}
+	if err := t.restore(ctx); err != nil {
 		return nil, err
 	}
 	out := make([]Entry, 0, len(t.found))
@@ -213,6 +217,23 @@ func (t *trail) trust(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// restore adds the event that says whose the log is since the newest restore.
+func (t *trail) restore(ctx context.Context) error {
+	row, err := t.snap.Row(ctx, RowKey{KindIncarnation, CurrentIncarnation})
+	if errors.Is(err, ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	page, err := t.snap.Events(ctx, row.Seq-1, 1)
+	if err != nil || len(page) == 0 {
+		return fmt.Errorf("the newest restore: %w: its event is missing: %w", ErrTampered, err)
+	}
+	t.found[row.Seq-1], err = t.opener.open(ctx, page[0])
+	return err
 }
 
 // take looks at the event with this index.

@@ -58,6 +58,7 @@ var bodies = []event.Body{
 	event.SubjectErased{},
 	event.HoldPlaced{},
 	event.HoldReleased{},
+	event.Restored{},
 }
 
 func carriesDecision(kind event.Type) bool {

@@ -364,6 +364,11 @@ func (o *object) administration(body event.Body) {
 		o.texts("site_security", b.Security)
 		o.texts("site_auditors", b.Auditors)
 		o.note("product", b.Product)
+	case event.Restored:
+		o.entity("ledger", b.Origin, b.Origin)
+		o.note("incarnation", b.Incarnation)
+		o.note("previous", b.Previous)
+		o.note("known_entries", uint64(max(0, b.Known.Size)))
 	case event.KeyIntroduced:
 		o.entity("signing key", b.Use, b.KeyID)
 	case event.KeyRetired:

@@ -125,6 +125,7 @@ var bodies = []event.Body{
 	event.SubjectErased{},
 	event.HoldPlaced{},
 	event.HoldReleased{},
+	event.Restored{},
 	event.RevisionStaged{},
 	event.RevisionProposed{},
 	event.ShadowStarted{},

@@ -108,6 +108,7 @@ var rules = map[event.Type]rule{
 
 	// What was changed, and what ended.
 	event.TypeGenesis:             {entityManagement, entityCreate, informational, "", "a ledger was begun"},
+	event.TypeRestored:            {entityManagement, entityUpdate, high, "", "a ledger was restored from a backup"},
 	event.TypeKeyIntroduced:       {entityManagement, entityCreate, informational, "", "a signing key was introduced"},
 	event.TypeKeyRetired:          {entityManagement, entityDelete, informational, "", "a signing key was retired"},
 	event.TypeRevisionActivated:   {entityManagement, entityActivate, low, "", "a policy revision was activated"},

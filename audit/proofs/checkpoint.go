@@ -101,6 +101,11 @@ func (k Key) Open(raw []byte) (Checkpoint, error) {
 func (k Key) explain(err error) error {
 	var unverified *note.UnverifiedNoteError
 	if errors.As(err, &unverified) {
+		if c, err := parseText(unverified.Note.Text); err == nil {
+			if text := k.another(c.Origin); text != "" {
+				return refuse("%s", text)
+			}
+		}
 		return refuse("the checkpoint is not signed by the key of log %s: wrong key, or another log", k.Origin())
 	}
 	var invalid *note.InvalidSignatureError

@@ -171,7 +171,7 @@ func (s *story) proof() Proof {
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	if p.Checkpoint, err = s.signer.Sign(proofs.Checkpoint{Origin: origin, Size: size, Root: root}); err != nil {
+	if p.Checkpoint, err = s.signer.Sign(proofs.Checkpoint{Origin: s.signer.Origin(), Size: size, Root: root}); err != nil {
 		s.t.Fatal(err)
 	}
 	for i := range p.Entries {
@@ -180,6 +180,20 @@ func (s *story) proof() Proof {
 		}
 	}
 	return p
+}
+
+// restore goes on in another log.
+func (s *story) restore(next string) *story {
+	s.t.Helper()
+	skey, vkey, err := proofs.NewLogKey(next)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.add("", event.Restored{Incarnation: 2, Origin: next, LogKey: vkey, Previous: s.signer.Origin()})
+	if s.signer, err = proofs.NewSigner(skey); err != nil {
+		s.t.Fatal(err)
+	}
+	return s
 }
 
 // verify verifies the proof of the log as it is.

@@ -154,7 +154,7 @@ func (v *verifier) life() error {
 // step takes one event of the session's life.
 func (v *verifier) step(e located) error {
 	switch b := e.Body.(type) {
-	case event.Genesis, event.TrustObserved, event.InstanceBound, event.KeyIntroduced, event.RevisionActivated:
+	case event.Genesis, event.Restored, event.TrustObserved, event.InstanceBound, event.KeyIntroduced, event.RevisionActivated:
 		if _, again := b.(event.Genesis); again && e.index != 0 {
 			return errors.New("a second genesis")
 		}

@@ -67,6 +67,9 @@ func (v *verifier) tell(r *Report) {
 	missing := func(format string, args ...any) { r.NotShown = append(r.NotShown, fmt.Sprintf(format, args...)) }
 
 	shown("log %s holds these %d events, unchanged, among its first %d", r.Origin, len(r.Events), r.Size)
+	if v.restored != nil {
+		shown("the ledger was restored from a backup by entry %d: what had happened since that backup is not in this log", v.restored.index)
+	}
 	shown("version %d of %s was delivered to %s at grade %s, in the envelope with SHA-256 %s", r.Version, r.Secret, r.Principal, r.Grade, r.EnvelopeDigest)
 	shown("revision %d of the policy (%s) was activated before, and is the one that the decision names", r.PolicySequence, r.PolicyDigest)
 	if v.unvouched == 0 {

@@ -46,6 +46,16 @@ func TestLongAgo(t *testing.T) {
 	}
 }
 
+// A session of before a restore is proved by the log in which the ledger went on, and that says so.
+func TestRestored(t *testing.T) {
+	s := newStory(t).deliver()
+	s.restore(proofs.Incarnation(origin, 2)).add("", event.SessionsRevoked{Sessions: []event.ID{s.session}, Reason: "restored"})
+	r, err := s.verify()
+	if err != nil || r.State != "revoked" || r.Origin != proofs.Incarnation(origin, 2) || !has(r.Shown, "restored from a backup by entry 6") {
+		t.Errorf("%+v, %v", r, err)
+	}
+}
+
 // Whoever has the log's key can put what they like into the log, and still not what others sign.
 func TestForged(t *testing.T) {
 	other, err := proof.GenerateInstanceKey()
@@ -166,6 +176,11 @@ func TestForged(t *testing.T) {
 			s.events[0].Body = g
 			s.deliver()
 		}, "not the genesis"},
+		"another log's restore": {func(s *story) {
+			old := s.signer
+			s.deliver().restore(origin + "/incarnation-2").signer = old
+		}, "not the newest restore"},
+		"two restores":               {func(s *story) { s.deliver().restore(origin + "/incarnation-2").restore(origin + "/incarnation-3") }, "a second restore"},
 		"a certificate that is none": {func(s *story) { s.bound.Chain = [][]byte{[]byte("x")}; s.deliver() }, "can't be read"},
 		"no chain":                   {func(s *story) { s.bound.Chain = nil; s.deliver() }, "no certificate chain"},
 	} {

@@ -61,6 +61,7 @@ type verifier struct {
 	events      []located
 	trust       map[event.Digest]event.TrustObserved
 	bindings    []bound
+	restored    *located // began the newest life of the ledger; nil: it was never restored
 	issued      *event.SessionIssued
 	issuedAt    located
 	session     session.Session
@@ -173,8 +174,11 @@ func (v *verifier) foundation() error {
 		return fault(entriesName, "there is no event that issued session %s", v.proof.Session)
 	}
 	first, ok := v.events[0].Body.(event.Genesis)
-	if v.events[0].index != 0 || !ok || first.Origin != v.opts.Key.Origin() || first.LogKey != v.opts.Key.String() {
-		return faultAt(v.events[0].index, "it is not the genesis of log %s with its key", v.opts.Key.Origin())
+	if v.events[0].index != 0 || !ok {
+		return faultAt(v.events[0].index, "it is not the genesis of a log")
+	}
+	if err := v.whose(first); err != nil {
+		return err
 	}
 	key, revision := false, false
 	for _, e := range v.events[1:] {
@@ -207,6 +211,27 @@ func (v *verifier) foundation() error {
 		return fault(entriesName, "no event before the delivery introduces the envelope key %.60q", v.issued.KeyID)
 	case !revision:
 		return fault(entriesName, "no event before the delivery activates the revision %s that decided", v.issued.Decision.Revision)
+	}
+	return nil
+}
+
+// whose checks that the log is the key's: by its genesis or, where the ledger was restored from a backup, by the event that
+// began its newest life.
+func (v *verifier) whose(first event.Genesis) error {
+	what, at, origin, key := "genesis", int64(0), first.Origin, first.LogKey
+	for _, e := range v.events[1:] {
+		b, ok := e.Body.(event.Restored)
+		if !ok {
+			continue
+		}
+		if v.restored != nil {
+			return faultAt(e.index, "a second restore: the newest one is enough")
+		}
+		v.restored = &e
+		what, at, origin, key = "newest restore", e.index, b.Origin, b.LogKey
+	}
+	if origin != v.opts.Key.Origin() || key != v.opts.Key.String() {
+		return faultAt(at, "it is not the %s of log %s with its key", what, v.opts.Key.Origin())
 	}
 	return nil
 }

@@ -114,6 +114,10 @@ func (t *Teller) tell(e event.Event) (string, []string) {
 		if b.Principal == t.of.Principal && b.Instance == t.of.Instance && b.Device == t.of.Device {
 			return "a fresh attestation is demanded by " + b.By.String(), []string{b.Reason}
 		}
+	case event.Restored:
+		if !e.Time.Time().Before(t.of.Issued) {
+			return fmt.Sprintf("the ledger was restored from a backup: incarnation %d", b.Incarnation), nil
+		}
 	case event.RequestRefused:
 		if b.Target == t.of.Session.String() {
 			return "a call about it was refused: " + b.Check, []string{"by " + b.Principal, b.Method}

@@ -51,6 +51,7 @@ func TestStory(t *testing.T) {
 		at(-3, event.DecisionDenied{Principal: workload, Decision: decision(t, workload, "mine", "demo/a", policy.StepUp)}),
 		at(-3, event.DecisionDenied{Principal: workload, Decision: decision(t, workload, "theirs", "demo/a", policy.StepUp)}),
 		at(-3, event.DecisionDenied{Principal: workload, Decision: decision(t, workload, "mine", "demo/b", policy.StepUp)}),
+		at(-2, event.Restored{Incarnation: 2}), // before the delivery
 		at(-2, event.AttestationAppraised{Principal: workload, Instance: "mine", Device: "dev-1", Result: []byte(`{"status":"warning","trust_score":44}`)}),
 		at(-2, event.AttestationAppraised{Principal: workload, Instance: "theirs", Device: "dev-1", Result: []byte(`{}`)}),
 		delivery,
@@ -63,6 +64,7 @@ func TestStory(t *testing.T) {
 		at(4, event.RevocationOrdered{Selector: event.BySecret, Value: "demo/b", Reason: "another"}),
 		at(5, event.SessionsRevoked{Sessions: []event.ID{other, id}, Reason: "leaked", Revocation: order.ID}),
 		at(5, event.SessionsRevoked{Sessions: []event.ID{other}, Reason: "not mine"}),
+		at(5, event.Restored{Incarnation: 3}),
 		at(6, event.RevocationCompleted{Revocation: order.ID, Sessions: 2}),
 		at(7, event.SessionsWiped{Principal: workload, Instance: "mine", Sessions: []event.ID{id}}),
 		at(2*3600, event.SessionsWiped{Principal: workload, Instance: "mine", Sessions: []event.ID{id}}), // long after
@@ -85,7 +87,7 @@ func TestStory(t *testing.T) {
 	want := []string{
 		"asked for the secret, and asked for more", "its device was attested", "delivered", "the receipt came: the envelope was opened",
 		"share 1 was given out", "a call about it was refused: session", "revocation ordered of secret demo/a: leaked", "ended: leaked",
-		"the revocation has ended 2 sessions", "the client says that it holds nothing of it any more",
+		"the ledger was restored from a backup: incarnation 3", "the revocation has ended 2 sessions", "the client says that it holds nothing of it any more",
 	}
 	if !slices.Equal(got, want) {
 		t.Errorf("the story is\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))

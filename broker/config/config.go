@@ -200,6 +200,8 @@ func (c Config) Validate() error {
 	}
 	if err := proofs.CheckOrigin(c.Log.Origin); err != nil {
 		fault("log.origin", "%v", err)
+	} else if _, n := proofs.SplitIncarnation(c.Log.Origin); n > 1 {
+		fault("log.origin", "%s is a name that a log gets by a restore: leave the end out, the name here never changes", c.Log.Origin)
 	}
 	if _, err := proxy.ParseProxies(c.Proxies); err != nil {
 		fault("proxies", "%v", err)

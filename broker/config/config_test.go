@@ -78,6 +78,7 @@ func TestFaultsAreNamed(t *testing.T) {
 		"two keyrings":     {"  kek_file: kek", "  kek_file: kek\n  aws_kms: {key_id: k}", "exclude"},
 		"KMS without key":  {"  kek_file: kek", "  aws_kms: {region: eu-central-1}", "key_id"},
 		"bad origin":       {"secrets.example.org/bulla", "\"two words\"", "origin"},
+		"restored origin":  {"secrets.example.org/bulla", "secrets.example.org/bulla/incarnation-2", "by a restore"},
 		"proxies":          {"10.0.0.7/32", "10.0.0.7", "proxies"},
 		"all proxies":      {"10.0.0.7/32", "0.0.0.0/0", "everybody"},
 		"unknown place":    {"  mmdb:", "  geoip:", "geoip"},

@@ -53,8 +53,11 @@ func Init(ctx context.Context, cfg config.Config, product string, log *slog.Logg
 		return err
 	}
 	defer func() { err = errors.Join(err, s.close()) }()
-	if _, err := s.genesis(ctx); err == nil {
+	switch _, err := s.genesis(ctx); {
+	case err == nil:
 		return ErrInitialised
+	case errors.Is(err, ErrLogKey):
+		return err
 	}
 	return s.begin(ctx, cfg, product, bundle)
 }

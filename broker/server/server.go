@@ -121,9 +121,12 @@ func Open(ctx context.Context, cfg config.Config, opts Options) (_ *Server, err 
 		}
 	}
 	s.tree, err = audit.Open(ctx, audit.Config{
-		Dir: filepath.Join(cfg.DataDir, logDir), Origin: genesis.Origin, Signer: s.stores.logKey,
+		Dir: filepath.Join(cfg.DataDir, logDir), Origin: s.stores.life.Origin, Signer: s.stores.logKey,
 		Source: leaves{s.stores.ledger}, OutsideCheckpoint: cfg.Log.CheckpointCopy,
 	})
+	if errors.Is(err, audit.ErrRollback) {
+		err = fmt.Errorf("%w\n`bulla server restore` says what is lost, and changes nothing until it is told to", err)
+	}
 	if err != nil {
 		return nil, err
 	}

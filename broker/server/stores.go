@@ -34,6 +34,7 @@ const (
 	logDir      = "log"
 	logPubFile  = "log.pub"
 	logKeyFile  = "log.key"      // sealed by the ring
+	nextKeyFile = "log.key.next" // that of the incarnation which a restore has begun; sealed by the ring
 	signKeyFile = "envelope.key" // sealed by the ring
 )
 
@@ -46,12 +47,16 @@ const (
 // ErrNotInitialised says that a data directory holds no finished ledger.
 var ErrNotInitialised = errors.New("the data directory holds no ledger: run `bulla server init` first")
 
+// ErrLogKey says that the log key in the data directory is not that of the ledger's log.
+var ErrLogKey = errors.New("the log key is not the one that this ledger's log is signed with")
+
 // stores are what lies at rest: the keys, and the ledger.
 type stores struct {
 	ring   *keyring.Ring
 	ledger *ledger.Ledger
 	logKey *proofs.Signer
 	signer *envelope.Signer
+	life   ledger.Incarnation // set by genesis
 }
 
 func (s *stores) close() error {
@@ -75,12 +80,9 @@ func openRing(ctx context.Context, cfg config.Config, create bool) (*keyring.Rin
 	return keyring.Open(ctx, keyring.Config{Path: path, KEK: kek, Create: create})
 }
 
-// openStores opens what Init made.
+// openStores opens what Init made. A ledger of an older format is brought up to date.
 func openStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stores, error) {
-	if _, err := os.Stat(filepath.Join(cfg.DataDir, storeFile)); errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("%s: %w", cfg.DataDir, ErrNotInitialised)
-	}
-	ring, err := openRing(ctx, cfg, false)
+	ring, err := ringOf(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -88,6 +90,23 @@ func openStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stor
 		return nil, err
 	}
 	return openWith(ctx, cfg, ring, log)
+}
+
+// lookAtStores opens what Init made and changes nothing, so that it refuses an older format.
+func lookAtStores(ctx context.Context, cfg config.Config, log *slog.Logger) (*stores, error) {
+	ring, err := ringOf(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	return openWith(ctx, cfg, ring, log)
+}
+
+// ringOf opens the keyring of a ledger that is there.
+func ringOf(ctx context.Context, cfg config.Config) (*keyring.Ring, error) {
+	if _, err := os.Stat(filepath.Join(cfg.DataDir, storeFile)); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", cfg.DataDir, ErrNotInitialised)
+	}
+	return openRing(ctx, cfg, false)
 }
 
 // bringUpSays is how often it is said how far a ledger of an older format is.
@@ -133,10 +152,18 @@ func openWith(ctx context.Context, cfg config.Config, ring *keyring.Ring, log *s
 // openLogKey reads the log's signing key, or makes it where there is none and the ledger is empty.
 func (s *stores) openLogKey(cfg config.Config) (*proofs.Signer, error) {
 	path := filepath.Join(cfg.DataDir, logKeyFile)
-	sealed, err := os.ReadFile(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return s.makeLogKey(path, cfg.Log.Origin)
+	key, err := s.readLogKey(path)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return key, err
 	}
+	if size, _ := s.ledger.Committed(); size > 0 {
+		return nil, fmt.Errorf("log key %s is missing, and the ledger has events: restore the file", path)
+	}
+	return s.makeLogKey(path, cfg.Log.Origin)
+}
+
+func (s *stores) readLogKey(path string) (*proofs.Signer, error) {
+	sealed, err := os.ReadFile(path)
 	if err != nil {
 		return nil, fmt.Errorf("log key: %w", err)
 	}
@@ -149,9 +176,6 @@ func (s *stores) openLogKey(cfg config.Config) (*proofs.Signer, error) {
 }
 
 func (s *stores) makeLogKey(path, origin string) (*proofs.Signer, error) {
-	if size, _ := s.ledger.Committed(); size > 0 {
-		return nil, fmt.Errorf("log key %s is missing, and the ledger has events: restore the file", path)
-	}
 	skey, _, err := proofs.NewLogKey(origin)
 	if err != nil {
 		return nil, err
@@ -209,22 +233,16 @@ func (s *stores) makeSigner(path string) (*envelope.Signer, error) {
 	return envelope.NewSigner(proof.Thumbprint(&key.PublicKey), key)
 }
 
-// genesis returns the first event, if the ledger is complete: it has a genesis, this signing key was
-// introduced, and a revision is active.
+// genesis returns the first event, if the ledger is complete: it has a genesis, the log key is that of its newest
+// incarnation, this signing key was introduced, and a revision is active.
 func (s *stores) genesis(ctx context.Context) (event.Genesis, error) {
-	first, err := s.ledger.Events(ctx, 0, 1)
+	genesis, err := s.first(ctx)
 	if err != nil {
 		return event.Genesis{}, err
 	}
-	if len(first) == 0 {
-		return event.Genesis{}, ErrNotInitialised
-	}
-	genesis, ok := first[0].Event.Body.(event.Genesis)
-	if !ok {
-		return event.Genesis{}, fmt.Errorf("the ledger's first event is %s, not a genesis", first[0].Event.Body.EventType())
-	}
-	if key := s.logKey.Key().String(); key != genesis.LogKey {
-		return event.Genesis{}, fmt.Errorf("the log key is %s, but the ledger began with %s: restore %s", key, genesis.LogKey, logKeyFile)
+	if key := s.logKey.Key().String(); key != s.life.LogKey {
+		return event.Genesis{}, fmt.Errorf("%w: it is %s, and incarnation %d of the ledger is signed with %s: a restore was not finished, or files of two copies were mixed; see `bulla server restore`",
+			ErrLogKey, key, s.life.Number, s.life.LogKey)
 	}
 	if _, _, err := s.ledger.Key(ctx, s.signer.Key().ID); err != nil {
 		return event.Genesis{}, fmt.Errorf("the envelope signing key was never introduced in the ledger: %w", err)
@@ -233,6 +251,26 @@ func (s *stores) genesis(ctx context.Context) (event.Genesis, error) {
 		return event.Genesis{}, fmt.Errorf("no policy revision is active: %w", err)
 	}
 	return genesis, nil
+}
+
+// first returns the first event, and notes which incarnation of the ledger this is.
+func (s *stores) first(ctx context.Context) (event.Genesis, error) {
+	found, err := s.ledger.Events(ctx, 0, 1)
+	if err != nil {
+		return event.Genesis{}, err
+	}
+	if len(found) == 0 {
+		return event.Genesis{}, ErrNotInitialised
+	}
+	genesis, ok := found[0].Event.Body.(event.Genesis)
+	if !ok {
+		return event.Genesis{}, fmt.Errorf("the ledger's first event is %s, not a genesis", found[0].Event.Body.EventType())
+	}
+	s.life, _, err = s.ledger.Incarnation(ctx)
+	if errors.Is(err, ledger.ErrNotFound) {
+		s.life, err = ledger.Incarnation{Number: 1, Origin: genesis.Origin, LogKey: genesis.LogKey, Began: found[0].Event.Time}, nil
+	}
+	return genesis, err
 }
 
 // publish sees to it that the log's verifier key lies where everybody finds it.

@@ -185,6 +185,7 @@ func (a *app) logOrigin(c *cobra.Command) (origin string, err error) {
 			return err
 		}
 		origin, _, _ = strings.Cut(string(reply.GetCheckpoint()), "\n")
+		origin, _ = proofs.SplitIncarnation(origin) // the sinks' name for it stays through a restore
 		if err := proofs.CheckOrigin(origin); err != nil {
 			return fmt.Errorf("%w: the checkpoint that the broker sent: %w", client.ErrVerification, err)
 		}

@@ -239,6 +239,8 @@ func aboutSystem(body event.Body) string {
 		return b.Device + " by " + b.By.String()
 	case event.Genesis:
 		return b.Origin
+	case event.Restored:
+		return fmt.Sprintf("incarnation %d, %s; %d entries of %s were known", b.Incarnation, b.Origin, b.Known.Size, b.Known.Origin)
 	case event.KeyIntroduced:
 		return b.Use + " " + b.KeyID
 	case event.KeyRetired:

@@ -27,7 +27,8 @@ func newServerCommand(a *app) *cobra.Command {
 	return group("server", "Set up and run a broker",
 		"Sets up and runs a broker on a configuration file. See deploy/ for examples; `bulla dev` needs none.",
 		"  bulla server init --config /etc/bulla/server.yaml\n  bulla server run --config /etc/bulla/server.yaml",
-		newServerInitCommand(a), newServerRunCommand(a), newServerHealthcheckCommand(a), newServerActivateCommand(a), newServerBundleKeyCommand(a))
+		newServerInitCommand(a), newServerRunCommand(a), newServerHealthcheckCommand(a), newServerActivateCommand(a), newServerBundleKeyCommand(a),
+		newServerRestoreCommand(a))
 }
 
 func newServerInitCommand(a *app) *cobra.Command {

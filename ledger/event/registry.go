@@ -53,6 +53,7 @@ var bodies = []Body{
 	SubjectErased{},
 	HoldPlaced{},
 	HoldReleased{},
+	Restored{},
 }
 
 var registry = func() map[Type]reflect.Type {

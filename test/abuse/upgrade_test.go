@@ -43,6 +43,9 @@ func TestServerUpgradesTheLedger(t *testing.T) {
 	if _, err := server.CheckStopped(t.Context(), r.Config.DataDir, r.Config.Keyring.KEKFile, nil); err == nil || !strings.Contains(err.Error(), "start the broker") {
 		t.Errorf("checked as it is: %v", err)
 	}
+	if _, err := server.RestoreStopped(t.Context(), r.Config, server.RestoreOptions{}); err == nil || !strings.Contains(err.Error(), "start the broker") {
+		t.Errorf("asked whether a restore is needed: %v", err)
+	}
 	r.Run()
 	if got := findings(); got != want || want < 2 {
 		t.Errorf("%d findings, and %d before", got, want)

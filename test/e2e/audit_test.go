@@ -17,7 +17,7 @@ func exportShape(dir string) fields {
 func verifiedShape() fields {
 	return fields{
 		"ok": is(true), "origin": is("dev.bulla.test/log"), "size": whole, "root": base64Text, "files": whole, "bytes": whole,
-		"against": orNull(anyObject), "witnessed": is(nil), "witnesses": list(anyObject), "erased": whole, "manifest_sha256": matching(digestPattern), "summary": word,
+		"against": orNull(anyObject), "witnessed": is(nil), "witnesses": list(anyObject), "restores": list(anyObject), "erased": whole, "manifest_sha256": matching(digestPattern), "summary": word,
 	}
 }
 
