@@ -52,6 +52,8 @@ type Rig struct {
 	Server    *server.Server
 	Log       *syncBuffer
 
+	serving sync.Mutex // held while it is found out whether an identity is served already
+
 	t    testing.TB
 	cfg  Config
 	stop context.CancelFunc
@@ -130,6 +132,8 @@ func (r *Rig) Socket(name string) string {
 
 func (r *Rig) serve(name string) {
 	r.t.Helper()
+	r.serving.Lock()
+	defer r.serving.Unlock()
 	path := strings.TrimPrefix(r.Socket(name), "unix://")
 	if _, err := os.Stat(path); err == nil {
 		return
