@@ -10,7 +10,6 @@ import (
 	"crypto/sha256"
 	"errors"
 	"os"
-	"runtime"
 	"sync"
 	"syscall"
 	"time"
@@ -172,15 +171,12 @@ func (j *journal) append(record []byte) error {
 	return g.err
 }
 
-// primitives is the CPU time of each part of work, over and over.
+// primitives is the CPU time of each part of work, alone and over and over.
 type primitives struct {
 	verify, sign, seal, evaluate time.Duration
 	append                       time.Duration // of 64 at once
 	fsync                        time.Duration // wall clock of one write and fsync
 }
-
-// all is the sum of the parts whose time depends on what the other processors do.
-func (p primitives) all() time.Duration { return p.verify + p.sign + p.seal + p.evaluate }
 
 // useFloor is the sum that a gated use is compared with.
 func (p primitives) useFloor(call time.Duration) time.Duration {
@@ -192,22 +188,21 @@ func (p primitives) floor(calls time.Duration) time.Duration {
 	return calls + 2*p.verify + p.evaluate + p.seal + p.sign + 2*p.append
 }
 
-// measurePrimitives measures them with every processor at it, as the broker is measured: processors that share a core take
-// longer for the same work when both have some. alone is with one at it and the others idle.
-func measurePrimitives(ctx context.Context, path string) (p, alone primitives, err error) {
+func measurePrimitives(ctx context.Context, path string) (p primitives, err error) {
 	w, err := newWork(ctx, path)
 	if err != nil {
-		return p, alone, err
+		return p, err
 	}
-	measure := func(callers int, p *primitives) {
-		p.verify = perOperation(callers, 2000, w.verify, &err)
-		p.sign = perOperation(callers, 2000, w.sign, &err)
-		p.seal = perOperation(callers, 500, w.seal, &err)
-		p.evaluate = perOperation(callers, 3000, w.evaluate, &err)
+	for _, m := range []struct {
+		n    int
+		into *time.Duration
+		f    func() error
+	}{{2000, &p.verify, w.verify}, {2000, &p.sign, w.sign}, {500, &p.seal, w.seal}, {3000, &p.evaluate, w.evaluate}} {
+		if *m.into, err = perOperation(m.n, m.f); err != nil {
+			return p, err
+		}
 	}
-	measure(1, &alone)
-	measure(runtime.NumCPU(), &p)
-	return p, alone, errors.Join(err, appends(w.journal.file, &p))
+	return p, appends(w.journal.file, &p)
 }
 
 // appends measures durable appends to a bare file: alone for the wall clock, and shared by 64 callers for
@@ -248,29 +243,19 @@ func appends(f *os.File, p *primitives) error {
 	return nil
 }
 
-// perOperation is the CPU time of f, called n times by each of some callers, after a few calls to warm up. It adds to failed.
-func perOperation(callers, n int, f func() error, failed *error) time.Duration {
+// perOperation is the CPU time of f, after a few calls to warm up.
+func perOperation(n int, f func() error) (time.Duration, error) {
 	var errs error
 	for range n / 10 {
 		errs = errors.Join(errs, f())
 	}
-	each := make([]error, callers)
-	var wg sync.WaitGroup
 	before := cpuOfSelf()
-	for i := range callers {
-		wg.Go(func() {
-			for range n {
-				if err := f(); err != nil {
-					each[i] = err
-					return
-				}
-			}
-		})
+	for range n {
+		if err := f(); err != nil {
+			return 0, err
+		}
 	}
-	wg.Wait()
-	took := cpuOfSelf() - before
-	*failed = errors.Join(append(each, *failed, errs)...)
-	return took / time.Duration(callers*n)
+	return (cpuOfSelf() - before) / time.Duration(n), errs
 }
 
 func cpuOfSelf() time.Duration {

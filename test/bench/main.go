@@ -10,7 +10,7 @@
 // TLS, and this one, which makes the load with the Go SDK. CPU is what the kernel accounted to the server's
 // process, so that the load's own work does not count.
 //
-// There are two floors. One is the sum of primitives, each measured over and over on every processor, with warm caches. The
+// There are two floors. One is the sum of primitives, each measured over and over by itself, with warm caches. The
 // other is what the bare server takes for the same primitives in its handlers, under the same load.
 package main
 
@@ -106,10 +106,11 @@ func floors(ctx context.Context, binary, dir string, numbers []int, length time.
 		return err
 	}
 	defer func() { err = errors.Join(err, bare.stop()) }()
-	t := table{ready: broker.ready}
-	if t.primitives, t.alone, err = measurePrimitives(ctx, filepath.Join(dir, "floor")); err != nil {
+	p, err := measurePrimitives(ctx, filepath.Join(dir, "floor"))
+	if err != nil {
 		return err
 	}
+	t := table{primitives: p, ready: broker.ready}
 	for _, n := range numbers {
 		row, err := measure(ctx, broker, bare, n, length)
 		if err != nil {

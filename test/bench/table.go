@@ -11,7 +11,6 @@ import (
 // table is everything that was measured.
 type table struct {
 	primitives primitives
-	alone      primitives // with the other processors idle
 	rows       []row
 	ready      time.Duration
 	resident   int64
@@ -32,8 +31,6 @@ func (t table) print(w io.Writer) {
 		"        + 1 ES256 signature (%s) + 2 durable appends (%s each at 64 callers; one write and fsync takes %s)\n",
 		short(p.verify), short(p.evaluate), short(p.seal), short(p.sign), short(p.append), short(p.fsync))
 	fmt.Fprintf(w, "sum of a gated use = 1 bare call + 1 ES256 verification + 1 decision + 1 durable append\n")
-	fmt.Fprintf(w, "each primitive is measured with every processor at it, which takes %.2f times what it takes while the others are idle (%s for a verification)\n",
-		ratio(p.all(), t.alone.all()), short(t.alone.verify))
 	fmt.Fprintf(w, "bare work = a bare server that does the same in its handlers, under the same load\n")
 	fmt.Fprintf(w, "p50 ratio = p50 / (p50 of the bare calls + one fsync); a confirmed delivery has two calls and two commits\n")
 	fmt.Fprintf(w, "ready after %s, %d MiB resident at the end\n", short(t.ready), t.resident>>20)
