@@ -1,11 +1,14 @@
 package client_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"strings"
 	"testing"
 	"time"
+
+	"google.golang.org/grpc/connectivity"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit/proofs"
@@ -120,7 +123,7 @@ func TestReleaseEndsTheSession(t *testing.T) {
 	}
 }
 
-// TestRestartOfTheBroker: a client lives through a restart, and its next call succeeds.
+// TestRestartOfTheBroker: a client lives through a restart, and its next call succeeds once it has connected again.
 func TestRestartOfTheBroker(t *testing.T) {
 	r := rig.Start(t, rig.Config{})
 	r.Put("demo/plain", "standard", "x")
@@ -134,6 +137,13 @@ func TestRestartOfTheBroker(t *testing.T) {
 		t.Errorf("while the broker is down: %v", err)
 	}
 	r.Run()
+	limit, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for state := c.Conn().GetState(); state != connectivity.Ready; state = c.Conn().GetState() {
+		if c.Conn().Connect(); !c.Conn().WaitForStateChange(limit, state) {
+			t.Fatal("it did not connect again: ", state)
+		}
+	}
 	if _, err := c.Get(t.Context(), "demo/plain"); err != nil {
 		t.Errorf("after the restart: %v", err)
 	}

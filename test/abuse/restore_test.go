@@ -314,20 +314,19 @@ func TestAbuse_A49_rolled_back_again(t *testing.T) {
 func TestAbuse_A49_two_copies_one_confirmed(t *testing.T) {
 	r, old := rolled(t, true)
 	restore(t, old, r.Config.DataDir)
-	twin := *r
-	twin.Config.DataDir = copyOf(t, r.Config.DataDir)
+	twin := r.Twin(copyOf(t, r.Config.DataDir))
 	confirm(t, r, 2)
-	refusesToStart(t, &twin, audit.ErrRollback)
-	found := looked(t, &twin, server.RestoreBehind)
+	refusesToStart(t, twin, audit.ErrRollback)
+	found := looked(t, twin, server.RestoreBehind)
 	if k := found.Known[1]; found.Next != 3 || k.Incarnation != 2 || k.Verified || k.Held {
 		t.Errorf("%+v", found)
 	}
 	r.Run()
 	r.Put("demo/hello", "standard", "three")
-	refusesToStart(t, &twin, audit.ErrRollback)
+	refusesToStart(t, twin, audit.ErrRollback)
 
 	// Whoever confirms the other one as well ends the first: it signs nothing more.
-	confirm(t, &twin, 3)
+	confirm(t, twin, 3)
 	r.Put("demo/hello", "standard", "four")
 	eventually(t, "the first finds out", func() bool {
 		for _, c := range r.Server.Broker.Health(t.Context()) {

@@ -193,6 +193,13 @@ func (r *Rig) Run() {
 	go func() { r.done <- s.Serve(ctx) }()
 }
 
+// Twin is a rig of its own, which never ran, with the same configuration on another copy of the data.
+func (r *Rig) Twin(data string) *Rig {
+	twin := &Rig{Dir: r.Dir, Authority: r.Authority, Config: r.Config, Log: new(syncBuffer), t: r.t, cfg: r.cfg}
+	twin.Config.DataDir = data
+	return twin
+}
+
 // Stop ends the broker; a second call does nothing.
 func (r *Rig) Stop() {
 	if r.stop == nil {
