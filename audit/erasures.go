@@ -49,8 +49,8 @@ func (h *history) erase(b event.SubjectErased, index int64) error {
 	return nil
 }
 
-// settled refuses a history of another log, names the first entry that nothing in the log erased, though it is called so, and then the first event about a
-// session that was never issued.
+// settled refuses a history of another log, names the first entry that nothing in the log erased, though it is called so,
+// and then the first event about a session that was never issued.
 func (h *history) settled() error {
 	if err := h.named(); err != nil {
 		return err

@@ -331,8 +331,8 @@ func (s *Server) integrateLast(ctx context.Context) {
 	}
 }
 
-// integrate keeps the tree up to date while ctx lives. After a write that failed it
-// recovers the log, since nothing is delivered until then; a rollback stays what it is.
+// integrate keeps the tree up to date while ctx lives. After a write that failed it recovers the log, since nothing is
+// delivered until then; a rollback stays what it is.
 func (s *Server) integrate(ctx context.Context) {
 	said := ""
 	for ctx.Err() == nil {
