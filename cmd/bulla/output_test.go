@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -184,6 +185,7 @@ func TestTablesFit(t *testing.T) {
 // TestEveryCommandHasHelp walks the whole tree.
 func TestEveryCommandHasHelp(t *testing.T) {
 	root := newRootCommand(&app{})
+	named := regexp.MustCompile(`(?m)^\s+(-\w, )?--[a-z0-9-]+ \S+ \S.*$`) // a value's name of several words
 	var walk func(*cobra.Command)
 	walk = func(c *cobra.Command) {
 		if c.Short == "" || c.Long == "" || c.Example == "" {
@@ -198,6 +200,9 @@ func TestEveryCommandHasHelp(t *testing.T) {
 			if n := utf8.RuneCountInString(line); n > 80 && !strings.HasPrefix(line, "  "+c.CommandPath()) {
 				t.Errorf("%s: %d columns: %s", c.CommandPath(), n, line)
 			}
+		}
+		if line := named.FindString(c.LocalFlags().FlagUsages()); line != "" {
+			t.Errorf("%s: what stands between backquotes in the text of a flag is the name of its value: %s", c.CommandPath(), line)
 		}
 		for _, s := range c.Commands() {
 			walk(s)

@@ -42,7 +42,7 @@ func newPolicyPromoteCommand(a *app) *cobra.Command {
 		RunE:    func(c *cobra.Command, args []string) error { return a.promote(c, args[0], f) },
 	}
 	c.Flags().StringVar(&f.since, "since", "7d", "judge only recordings this recent, such as 24h or 30d")
-	c.Flags().StringVar(&f.report, "report", "", "file with a report that `bulla policy whatif -o json` wrote, instead of making one")
+	c.Flags().StringVar(&f.report, "report", "", "file with a report that bulla policy whatif -o json wrote, instead of making one")
 	c.Flags().StringVar(&f.noWhatIf, "no-whatif", "", "make no report, for this reason, which is recorded")
 	return a.promotion(c, f)
 }

@@ -116,7 +116,7 @@ func newShareApproveCommand(a *app) *cobra.Command {
 			})
 		},
 	}
-	c.Flags().StringVar(&path, "share", "", "file of your share, as `bulla secret put --split` wrote it")
+	c.Flags().StringVar(&path, "share", "", "file of your share, as bulla secret put --split wrote it")
 	a.addIdentity(c)
 	return c
 }
