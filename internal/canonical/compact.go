@@ -88,6 +88,9 @@ func (s *scanner) text() bool {
 	}
 	for {
 		at := s.at
+		for len(s.b)-at >= 8 && !odd(eight(s.b, at)) {
+			at += 8
+		}
 		for at < len(s.b) && !special[s.b[at]] {
 			at++
 		}

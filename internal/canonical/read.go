@@ -11,9 +11,8 @@ import (
 )
 
 // Read reads what Append has written into the value that into points to, as encoding/json would, at a third of the cost:
-// fields in their order, no space, no escapes. It reports whether it could; if not, encoding/json has to say what it is,
-// and the value is zero. It takes some texts that Append does not write (a field that would have been left out):
-// whoever needs the canonical form compares with Append.
+// fields in their order, no space, no escapes. It reports whether it could, and then data is, byte for byte, what Append
+// writes for the value. If not, encoding/json has to say what it is, and the value is zero.
 //
 // What it makes shares no memory with data.
 func Read(data []byte, into any) bool {
@@ -106,9 +105,15 @@ func readBool(s *scanner, v reflect.Value) bool {
 	return yes || s.word("false")
 }
 
+// readText takes a text only in the spelling that its type gives it.
 func readText(s *scanner, v reflect.Value) bool {
 	text, ok := s.plain()
-	return ok && v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText(text) == nil
+	if !ok || v.Addr().Interface().(encoding.TextUnmarshaler).UnmarshalText(text) != nil {
+		return false
+	}
+	var room [64]byte
+	again, err := v.Interface().(encoding.TextAppender).AppendText(room[:0])
+	return err == nil && bytes.Equal(again, text)
 }
 
 func readRaw(s *scanner, v reflect.Value) bool {
@@ -170,7 +175,7 @@ func readerOfSlice(t reflect.Type) decoder {
 	}
 }
 
-// readerOfMap takes each key once.
+// readerOfMap takes keys in ascending order.
 func readerOfMap(t reflect.Type) decoder {
 	element := reader(t.Elem())
 	if element == nil {
@@ -181,13 +186,15 @@ func readerOfMap(t reflect.Type) decoder {
 			return true
 		}
 		v.Set(reflect.MakeMap(t))
+		last := ""
 		return s.at < len(s.b) && s.b[s.at] == '{' && s.list('}', func() bool {
 			text, ok := s.plain()
-			key, value := reflect.ValueOf(string(text)), reflect.New(t.Elem()).Elem()
-			if !ok || v.MapIndex(key).IsValid() || !s.next(':') || !element(s, value) {
+			key, value := string(text), reflect.New(t.Elem()).Elem()
+			if !ok || v.Len() > 0 && key <= last || !s.next(':') || !element(s, value) {
 				return false
 			}
-			v.SetMapIndex(key, value)
+			last = key
+			v.SetMapIndex(reflect.ValueOf(key), value)
 			return true
 		})
 	}
@@ -198,11 +205,13 @@ func readerOfStruct(t reflect.Type) decoder {
 	if !ok {
 		return nil
 	}
-	decode := make([]decoder, len(fields))
+	decode, optional := make([]decoder, len(fields)), make([]bool, len(fields))
 	for i, f := range fields {
-		if decode[i] = reader(t.FieldByIndex(f.index).Type); decode[i] == nil {
+		kind := t.FieldByIndex(f.index).Type
+		if decode[i] = reader(kind); decode[i] == nil {
 			return nil
 		}
+		optional[i] = f.absent != nil && f.absent(reflect.Zero(kind))
 	}
 	return func(s *scanner, v reflect.Value) bool {
 		if !s.next('{') {
@@ -213,7 +222,7 @@ func readerOfStruct(t reflect.Type) decoder {
 			f := &fields[i]
 			from := s.at
 			if !first && !s.next(',') || !s.word(f.name) {
-				if s.at = from; f.absent == nil {
+				if s.at = from; !optional[i] {
 					return false
 				}
 				continue
@@ -223,7 +232,7 @@ func readerOfStruct(t reflect.Type) decoder {
 			for _, at := range f.index {
 				value = value.Field(at)
 			}
-			if !decode[i](s, value) {
+			if !decode[i](s, value) || f.absent != nil && f.absent(value) {
 				return false
 			}
 		}

@@ -61,7 +61,7 @@ func TestReadLeavesOtherTypes(t *testing.T) {
 	}
 }
 
-// FuzzRead: what Read takes, encoding/json takes as well, and makes the same of it.
+// FuzzRead: what Read takes, encoding/json takes as well, and makes the same of it; and it is what Append writes for it.
 func FuzzRead(f *testing.F) {
 	text, err := Append(nil, ascii())
 	if err != nil {
@@ -82,6 +82,9 @@ func FuzzRead(f *testing.F) {
 			{`"s":""`, `"s":"é"`},
 			{`"s":"","b"`, `"b"`},
 			{`"map":null`, `"map":{"a":"1","a":"2"}`},
+			{`"map":null`, `"map":{"b":"1","a":"2"}`},
+			{`"s":""`, `"s":"","t":""`},
+			{`"d":"digest"`, `"d":"DIGEST"`},
 			{`"raw":null`, `"raw":{"a": 1}`},
 			{`"list":null`, `"list":[,]`},
 			{`"list":null`, `"list":["a"}`},
@@ -103,6 +106,9 @@ func FuzzRead(f *testing.F) {
 		}
 		if want, ok := strictly(data); !ok || !reflect.DeepEqual(got, want) {
 			t.Errorf("%q:\n%+v\nencoding/json: %t\n%+v", data, got, ok, want)
+		}
+		if again, err := Append(nil, got); err != nil || !bytes.Equal(again, data) {
+			t.Errorf("%q is written as %q: %v", data, again, err)
 		}
 	})
 }

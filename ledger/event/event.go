@@ -69,12 +69,23 @@ func (e Event) Encode() ([]byte, error) { return e.AppendEncoding(nil) }
 
 // AppendEncoding adds the canonical encoding of e to out.
 func (e Event) AppendEncoding(out []byte) ([]byte, error) {
-	if e.Body == nil || e.ID.IsZero() || e.Time.IsZero() {
-		return nil, fmt.Errorf("encode event: %w: no body, id or time", ErrMalformed)
-	}
-	kind, room := e.Body.EventType(), buffers.Get().(*[]byte)
+	room := buffers.Get().(*[]byte)
 	defer buffers.Put(room)
-	enc, err := canonical.Append((*room)[:0], head{Version, e.ID, e.Time, kind, e.Subject})
+	enc, err := e.encode((*room)[:0])
+	if err != nil {
+		return nil, err
+	}
+	*room = enc
+	return append(slices.Grow(out, len(enc)), enc...), nil
+}
+
+// encode is AppendEncoding for an out that may grow beyond what the encoding needs.
+func (e Event) encode(out []byte) ([]byte, error) {
+	if e.Body == nil {
+		return nil, fmt.Errorf("encode event: %w: no body", ErrMalformed)
+	}
+	kind := e.Body.EventType()
+	enc, err := canonical.Append(out, head{Version, e.ID, e.Time, kind, e.Subject})
 	if err != nil {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
@@ -83,14 +94,21 @@ func (e Event) AppendEncoding(out []byte) ([]byte, error) {
 		return nil, fmt.Errorf("encode event %s: %w", kind, err)
 	}
 	enc = append(enc, '}')
-	*room = enc
-	if replaced(enc) {
-		return nil, fmt.Errorf("encode event %s: %w: a text is not UTF-8", kind, ErrMalformed)
+	return enc, e.check(enc)
+}
+
+// check says what is wrong with e, of which enc is the encoding.
+func (e Event) check(enc []byte) error {
+	kind := e.Body.EventType()
+	switch {
+	case e.ID.IsZero() || e.Time.IsZero():
+		return fmt.Errorf("event %s: %w: no id or time", kind, ErrMalformed)
+	case replaced(enc):
+		return fmt.Errorf("event %s: %w: a text is not UTF-8", kind, ErrMalformed)
+	case len(enc) > MaxSize:
+		return fmt.Errorf("event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, len(enc), MaxSize)
 	}
-	if len(enc) > MaxSize {
-		return nil, fmt.Errorf("encode event %s: %w: %d bytes, at most %d are allowed", kind, ErrMalformed, len(enc), MaxSize)
-	}
-	return append(slices.Grow(out, len(enc)), enc...), nil
+	return nil
 }
 
 // replaced reports whether encoding/json put the escape of U+FFFD where a text was not UTF-8: it writes a
@@ -126,7 +144,8 @@ func Decode(data []byte) (Event, error) {
 		return Event{}, fmt.Errorf("%w: no body", ErrMalformed)
 	}
 	var h head
-	if err := Unmarshal(append(first[:len(first):len(first)], '}'), &h); err != nil {
+	exactHead, err := unmarshal(append(first[:len(first):len(first)], '}'), &h)
+	if err != nil {
 		return Event{}, err
 	}
 	if h.V != Version {
@@ -136,14 +155,24 @@ func Decode(data []byte) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	if err := Unmarshal(rest[:len(rest)-1], body); err != nil {
+	exactBody, err := unmarshal(rest[:len(rest)-1], body)
+	if err != nil {
 		return Event{}, fmt.Errorf("body of %s: %w", h.Type, err)
 	}
 	e := Event{ID: h.ID, Time: h.Time, Subject: h.Subject, Body: deref(body)}
-	again, err := e.Encode()
+	if exactHead && exactBody { // then these are the bytes that encode would give
+		if err := e.check(data); err != nil {
+			return Event{}, err
+		}
+		return e, nil
+	}
+	room := buffers.Get().(*[]byte)
+	defer buffers.Put(room)
+	again, err := e.encode((*room)[:0])
 	if err != nil {
 		return Event{}, err
 	}
+	*room = again
 	if !bytes.Equal(again, data) {
 		return Event{}, fmt.Errorf("%w: not the canonical encoding", ErrMalformed)
 	}
@@ -167,18 +196,24 @@ func Marshal(v any) ([]byte, error) {
 // Unmarshal reads one JSON value into v and refuses unknown fields and trailing bytes. It does not see
 // repeated fields or odd spellings: compare with Marshal where the encoding has to be canonical.
 func Unmarshal(data []byte, v any) error {
+	_, err := unmarshal(data, v)
+	return err
+}
+
+// unmarshal is Unmarshal, and says whether data is what Marshal gives for v. If not, it may be nevertheless.
+func unmarshal(data []byte, v any) (exact bool, err error) {
 	if canonical.Read(data, v) {
-		return nil
+		return true, nil
 	}
 	dec := json.NewDecoder(bytes.NewReader(data))
 	dec.DisallowUnknownFields()
 	if err := dec.Decode(v); err != nil {
-		return fmt.Errorf("%w: %v", ErrMalformed, err)
+		return false, fmt.Errorf("%w: %v", ErrMalformed, err)
 	}
 	if dec.InputOffset() != int64(len(data)) {
-		return fmt.Errorf("%w: bytes after the end", ErrMalformed)
+		return false, fmt.Errorf("%w: bytes after the end", ErrMalformed)
 	}
-	return nil
+	return false, nil
 }
 
 // Time is a moment in UTC with microseconds: the resolution of everything recorded.
