@@ -122,7 +122,7 @@ func TestOrder(t *testing.T) {
 	if !slices.Equal(effects, []diff.Effect{diff.Wider, diff.Unclear, diff.None}) || r.Wider() != 3 {
 		t.Errorf("%+v", r.Changes)
 	}
-	if len(r.Texts) != 1 || !strings.HasSuffix(r.Texts[0].Diff, " reason in administration.reasons\n+\n+# more\n") {
+	if len(r.Texts) != 1 || !strings.HasSuffix(r.Texts[0].Diff, "!= \"deliver\"\n+\n+# more\n") {
 		t.Errorf("%+v", r.Texts)
 	}
 }

@@ -176,7 +176,7 @@ func TestInconclusive(t *testing.T) {
 		{"it does not get there", covered, delivery("stranger", "demo/a", "standard"), ""},
 		{"not, where it is undefined, would hold", inconclusive(t, `not input.place.country == "FR"`), plain, replay.Inconclusive},
 		{"by another name", inconclusive(t, "here := input.place\n\there.country == \"NO\""), plain, replay.Inconclusive},
-		{"what the old one read as well", inconclusive(t, "class.attestation.required == false\n\tinput.approvals"), delivery("workload", "demo/a", "approved"), replay.Inconclusive},
+		{"what the old one read as well", inconclusive(t, "secret.class.attestation.required == false\n\tinput.approvals"), delivery("workload", "demo/a", "approved"), replay.Inconclusive},
 		{"a part that no delivery has", inconclusive(t, "not input.resource.session.id"), plain, ""},
 	} {
 		r := recordingsOnly(t, old, c.candidate, recorded(t, old, 0, c.signals))

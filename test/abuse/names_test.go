@@ -78,7 +78,7 @@ func TestAbuse_A08_names_in_other_spellings(t *testing.T) {
 func TestAbuse_A09_folders_and_lists(t *testing.T) {
 	t.Parallel()
 	r := rig.Start(t, rig.Config{Policy: func(files map[string]string) {
-		replaceIn(t, files, "rego/administration.rego", "\tcovered\n\tidentity_ok\n\tclass_ok\n", "\tcovered\n\tidentity_ok\n\tclass_ok\n\tvisible\n")
+		replaceIn(t, files, "rego/administration.rego", "\tcovered\n\tlimits := ", "\tcovered\n\tvisible\n\tlimits := ")
 		files["rego/administration.rego"] += "\ndefault visible := false\n\nvisible if input.action != \"secret.show\"\n\nvisible if startswith(input.resource.secret.name, \"demo/\")\n"
 	}})
 	names := []string{"demo/a", "demo/b", "hidden/a", "hidden/b", "demo/z/c", "demo-other/a", "demoa", "zz/last"}

@@ -2,6 +2,7 @@
 package bulla.custody
 
 import data.bulla.number
+import data.bulla.secret
 import rego.v1
 
 # The person behind an identity. One that nobody named is a person of its own.
@@ -9,14 +10,12 @@ person(id) := data.owners[id]
 
 person(id) := id if not data.owners[id]
 
-class := data.classes[input.resource.secret.class]
-
 # What a delivery of the class is bound to. For a split the broker is told who the persons behind the holders and the
 # caller are, so that it can refuse one person behind two of them.
-obligations := class.obligations if {
-	not class.obligations.split_knowledge
+obligations := secret.class.obligations if {
+	not secret.class.obligations.split_knowledge
 } else := {name: parameters |
-	some name, given in class.obligations
+	some name, given in secret.class.obligations
 	parameters := with_persons(name, given)
 }
 
@@ -32,28 +31,23 @@ with_persons(name, given) := {
 }
 
 # Does the class ask for an approval at all? By the presence of the entry: one that is wrong asks for what nobody can
-# give.
-default asks := false
-
-asks if [class.approval] != []
-
+# give. (Data has no sets, so that the empty set stands for no entry.)
 default approved := false
 
 approved if {
-	class
-	not asks
-} else if number.at_least(count(approvers), class.approval.count)
+	class := secret.class
+	is_object(class)
+	object.get(class, "approval", set()) == set()
+} else if number.at_least(count(approvers), secret.class.approval.count)
 
 # Persons and not identities, each with the role, and none of them the caller.
 approvers contains person(approval.principal) if {
 	some approval in input.approvals
-	class.approval.role in data.members[approval.principal]
+	secret.class.approval.role in data.members[approval.principal]
 	person(approval.principal) != person(input.principal.id)
 }
 
-# The actions on one round, which are for those whom it waits for.
-actions := {"share.show", "share.fetch", "share.approve", "share.reject"}
-
+# Does the round of this request wait for the caller?
 default waits := false
 
 waits if {
