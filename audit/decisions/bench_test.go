@@ -1,6 +1,7 @@
 package decisions_test
 
 import (
+	"runtime"
 	"syscall"
 	"testing"
 
@@ -21,6 +22,7 @@ func spent(b *testing.B) int64 {
 // BenchmarkReplay replays a record of mixed kinds, encoded events to verdicts, on all cores. Its ratio is the processor
 // time of one replayed decision over that of one evaluation of the same signals by policy.Judge, in the same run.
 func BenchmarkReplay(b *testing.B) {
+	defer runtime.KeepAlive(make([]byte, 64<<20)) // as the command does (cmd/bulla/memory.go)
 	w := newWorld(b)
 	const n = 4096
 	record := w.record(b, n)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -100,6 +101,7 @@ func (a *app) verifyExport(c *cobra.Command, dir, keyFile, against string, witne
 	}
 	ctx, cancel := a.offline(c)
 	defer cancel()
+	defer runtime.KeepAlive(ballast(whileReading))
 	progress := show.NewProgress(a.stderr, isTerminal(a.stderr), "verified")
 	opts.Progress = progress.Set
 	report, err := audit.Verify(ctx, dir, key, opts)

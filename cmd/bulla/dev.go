@@ -63,7 +63,7 @@ func (a *app) dev(c *cobra.Command, f devFlags) error {
 		return err
 	}
 	a.holdsSecrets()
-	defer runtime.KeepAlive(ballast())
+	defer runtime.KeepAlive(ballast(whileServing))
 	s, err := devserver.Start(c.Context(), devserver.Config{
 		Dir: dir, TPM: mode, SVIDTTL: f.ttl, Listen: f.listen, Product: product(), Log: log,
 	})

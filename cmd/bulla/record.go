@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +57,7 @@ type record struct {
 // withRecord runs f over the record. An export is verified while it is read: what f made of one that does not verify
 // must not be shown, so that f returns before anything is printed.
 func (a *app) withRecord(c *cobra.Command, flags recordFlags, f func(context.Context, record) error) error {
+	defer runtime.KeepAlive(ballast(whileReading))
 	if flags.export == "" {
 		if flags.logKey != "" {
 			return usage("--log-key belongs to --export: what comes from the broker is not verified here")

@@ -106,7 +106,7 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 		return err
 	}
 	a.holdsSecrets()
-	defer runtime.KeepAlive(ballast())
+	defer runtime.KeepAlive(ballast(whileServing))
 	s, err := server.Open(ctx, cfg, server.Options{Log: log})
 	if err != nil {
 		if ctx.Err() != nil {
