@@ -11,6 +11,7 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/connectivity"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/protobuf/proto"
 
@@ -58,7 +59,7 @@ func call[R interface{ GetNextNonce() []byte }](
 		if !errors.As(err, &refused) || !again(refused) || try == maxTries {
 			return reply, c.explain(err)
 		}
-		if !pause(ctx, try) {
+		if !c.pause(ctx, try, refused.Code == codes.Unavailable) {
 			return reply, c.explain(err)
 		}
 	}
@@ -235,21 +236,30 @@ func stale(err error) bool {
 	return r.Code == codes.Unavailable || r.Code == codes.Unauthenticated && (r.Check == "nonce" || r.Check == "instance" || r.Check == "identity" || r.Check == "proof")
 }
 
-// pause waits a little longer each time, with chance in it.
-func pause(ctx context.Context, try int) bool {
+// pause waits a little longer each time, with chance in it, and no longer than it takes to connect again where that is what
+// it is for: gRPC would try again at a time of its own, up to two seconds later, and refuse every call until then.
+func (c *Client) pause(ctx context.Context, try int, connect bool) bool {
 	limit := 20 * time.Millisecond << try
 	n, err := rand.Int(rand.Reader, big.NewInt(int64(limit)))
 	if err != nil {
 		return false
 	}
-	t := time.NewTimer(limit/2 + time.Duration(n.Int64())/2)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
+	over, cancel := context.WithTimeout(ctx, limit/2+time.Duration(n.Int64())/2)
+	defer cancel()
+	if !connect || c.conn.GetState() == connectivity.Ready { // then it was the broker who said so
+		<-over.Done()
+		return ctx.Err() == nil
 	}
+	c.conn.ResetConnectBackoff()
+	for state := c.conn.GetState(); state != connectivity.Ready; state = c.conn.GetState() {
+		if state == connectivity.Idle {
+			c.conn.Connect()
+		}
+		if !c.conn.WaitForStateChange(over, state) {
+			break
+		}
+	}
+	return ctx.Err() == nil
 }
 
 // explain adds to UNAVAILABLE why the connection could not be made: gRPC alone says little.

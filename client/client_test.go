@@ -1,14 +1,11 @@
 package client_test
 
 import (
-	"context"
 	"errors"
 	"os"
 	"strings"
 	"testing"
 	"time"
-
-	"google.golang.org/grpc/connectivity"
 
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/audit/proofs"
@@ -123,7 +120,7 @@ func TestReleaseEndsTheSession(t *testing.T) {
 	}
 }
 
-// TestRestartOfTheBroker: a client lives through a restart, and its next call succeeds once it has connected again.
+// TestRestartOfTheBroker: a client lives through a restart, and its next call succeeds, however often it tried in between.
 func TestRestartOfTheBroker(t *testing.T) {
 	r := rig.Start(t, rig.Config{})
 	r.Put("demo/plain", "standard", "x")
@@ -133,17 +130,12 @@ func TestRestartOfTheBroker(t *testing.T) {
 		t.Fatal(err)
 	}
 	r.Stop()
-	if _, err := c.Get(t.Context(), "demo/plain"); !errors.Is(err, client.ErrUnavailable) {
-		t.Errorf("while the broker is down: %v", err)
-	}
-	r.Run()
-	limit, cancel := context.WithTimeout(t.Context(), 30*time.Second)
-	defer cancel()
-	for state := c.Conn().GetState(); state != connectivity.Ready; state = c.Conn().GetState() {
-		if c.Conn().Connect(); !c.Conn().WaitForStateChange(limit, state) {
-			t.Fatal("it did not connect again: ", state)
+	for range 8 {
+		if _, err := c.Get(t.Context(), "demo/plain"); !errors.Is(err, client.ErrUnavailable) {
+			t.Errorf("while the broker is down: %v", err)
 		}
 	}
+	r.Run()
 	if _, err := c.Get(t.Context(), "demo/plain"); err != nil {
 		t.Errorf("after the restart: %v", err)
 	}
