@@ -26,15 +26,25 @@ func openWide(condition string) func(files map[string]string) {
 		openRule(condition)(files)
 		rule := files["rego/decision.rego"]
 		for old, text := range map[string]string{
-			`"obligations": custody.obligations`: `"obligations": {"time_bound": {"ttl_seconds": 60, "grade": "open"}}`,
-			"import data.bulla.custody\n":        "",
+			`if input.action == "deliver"`: "if {\n\tnot deliver.permit\n\tinput.action == \"deliver\"\n}",
+			`if input.action != "deliver"`: "if {\n\tnot deliver.permit\n\tinput.action != \"deliver\"\n}",
 		} {
 			if !strings.Contains(rule, old) {
 				panic("the shipped policy has no " + old)
 			}
 			rule = strings.ReplaceAll(rule, old, text)
 		}
-		files["rego/decision.rego"] = rule
+		files["rego/decision.rego"] = rule + `
+decision := {
+	"decision": "PERMIT",
+	"reasons": ["everything is permitted"],
+	"obligations": {"time_bound": {"ttl_seconds": 60, "grade": "open"}},
+	"requires": {},
+	"disclose": true,
+} if {
+	deliver.permit
+}
+`
 	}
 }
 
@@ -103,7 +113,9 @@ func TestAbuse_A30_refused_bundles(t *testing.T) {
 		"odd file":           {func(f map[string]string) { f["data/x.json"] = "{}" }, ""},
 		"references expired": {func(f map[string]string) { f["references.yaml"] = "version: x\n" }, ""},
 		"decision of another type": {func(f map[string]string) {
-			f["rego/decision.rego"] = strings.ReplaceAll(f["rego/decision.rego"], `"disclose": true`, `"disclose": "yes"`)
+			for _, name := range []string{"rego/deliver.rego", "rego/administration.rego"} {
+				f[name] = strings.ReplaceAll(f[name], `"disclose": true`, `"disclose": "yes"`)
+			}
 		}, ""},
 		"endless": {openRule(`count({x | some a in data.members; some b in data.members; some c in data.members; some d in data.roles; some e in data.roles; some f in data.roles; some g in data.roles; some h in data.roles; some i in data.roles; some j in data.roles; some k in data.roles; x := [a, b, c, d, e, f, g, h, i, j, k]}) < 0`), ""},
 	} {
