@@ -97,16 +97,7 @@ seconded if count(seconds) > 0
 seconds contains custody.person(approval.principal) if {
 	some approval in input.approvals
 	data.limits.administration.second_person[input.action] in data.members[approval.principal]
-	custody.person(approval.principal) != custody.person(input.principal.id)
-	count(behind(approval.principal) & behind(input.principal.id)) == 0
-}
-
-# Who may stand behind an identity: its owner, and everybody whose token speaks for it. One of these behind both is no
-# second person.
-behind(id) := {owner | owner := data.owners[id]} | {entry.person |
-	some subjects in data.persons
-	some entry in subjects
-	entry.principals[id] == true
+	custody.apart(approval.principal, input.principal.id)
 }
 
 # From here on it is about the answer to a caller who is covered and gets no permit.

@@ -5,10 +5,29 @@ import data.bulla.number
 import data.bulla.secret
 import rego.v1
 
-# The person behind an identity. One that nobody named is a person of its own.
+# Who may stand behind an identity: its owner, and everybody whose token speaks for it.
+behind(id) := {owner | owner := data.owners[id]} | {entry.person |
+	some subjects in data.persons
+	some entry in subjects
+	entry.principals[id] == true
+}
+
+# The person behind an identity: its owner, or else the first by name of those whose tokens speak for it. One that nobody
+# named is a person of its own.
 person(id) := data.owners[id]
 
-person(id) := id if not data.owners[id]
+person(id) := min(behind(id)) if {
+	not data.owners[id]
+	count(behind(id)) > 0
+}
+
+person(id) := id if count(behind(id)) == 0
+
+# Two identities that nobody can be behind at once.
+apart(a, b) if {
+	person(a) != person(b)
+	count(behind(a) & behind(b)) == 0
+}
 
 # What a delivery of the class is bound to. For a split the broker is told who the persons behind the holders and the
 # caller are, so that it can refuse one person behind two of them.
@@ -25,7 +44,10 @@ with_persons(name, given) := {
 	"threshold": given.threshold,
 	"holders": given.holders,
 	"grade": given.grade,
-	"persons": {id: data.owners[id] | some id in ({h | some h in given.holders} | {input.principal.id})},
+	"persons": {id: person(id) |
+		some id in ({h | some h in given.holders} | {input.principal.id})
+		person(id) != id
+	},
 } if {
 	name == "split_knowledge"
 }
@@ -40,12 +62,24 @@ approved if {
 	object.get(class, "approval", set()) == set()
 } else if number.at_least(count(approvers), secret.class.approval.count)
 
-# Persons and not identities, each with the role, and none of them the caller.
-approvers contains person(approval.principal) if {
+# Whose approval would do by itself: that of somebody with the role who is not the caller.
+eligible contains approval.principal if {
 	some approval in input.approvals
 	secret.class.approval.role in data.members[approval.principal]
-	person(approval.principal) != person(input.principal.id)
+	apart(approval.principal, input.principal.id)
 }
+
+# Persons and not identities: of two who may be one person the second does not count.
+approvers contains id if {
+	some id in eligible
+	every other in eligible {
+		another(other, id)
+	}
+}
+
+another(other, id) if other >= id
+
+another(other, id) if apart(other, id)
 
 # Does the round of this request wait for the caller?
 default waits := false
@@ -53,11 +87,11 @@ default waits := false
 waits if {
 	input.resource.round.kind == "split"
 	input.principal.id in input.resource.round.holders
-	person(input.principal.id) != person(input.resource.round.principal)
+	apart(input.principal.id, input.resource.round.principal)
 }
 
 waits if {
 	input.resource.round.kind == "approval"
 	input.resource.round.role in data.members[input.principal.id]
-	person(input.principal.id) != person(input.resource.round.principal)
+	apart(input.principal.id, input.resource.round.principal)
 }

@@ -129,6 +129,27 @@ test_too_few_approvals if {
 	steps_up(judge(object_with(base, {"resource": secret(["app/"], "approved")})), wanted)
 }
 
+# Whose tokens speak for whom counts as much as owners do: robin, who owns app, may use b as well; kim both b and c.
+test_whose_token_speaks_for_whom if {
+	tokens := {"https://idp.example": {
+		"1": {"person": "robin", "principals": {"spiffe://test/b": true}},
+		"2": {"person": "kim", "principals": {"spiffe://test/b": true, "spiffe://test/c": true, "spiffe://test/a": false}},
+	}}
+	some_are_one := {"https://idp.example": {"2": {"person": "kim", "principals": {"spiffe://test/b": true, "spiffe://test/c": true}}}}
+	every case in [
+		[tokens, ["spiffe://test/a", "spiffe://test/b"], "STEP_UP"],
+		[tokens, ["spiffe://test/a", "spiffe://test/c"], "PERMIT"],
+		[some_are_one, ["spiffe://test/b", "spiffe://test/c"], "STEP_UP"],
+		[some_are_one, ["spiffe://test/a", "spiffe://test/b", "spiffe://test/c"], "PERMIT"],
+		[{}, ["spiffe://test/b", "spiffe://test/c"], "PERMIT"],
+	] {
+		decision := judge(ask("approved", case[1])) with data.persons as case[0]
+		decision.decision == case[2]
+	}
+	split := judge(ask("split", [])) with data.persons as some_are_one
+	split.obligations.split_knowledge.persons == {"spiffe://test/a": "alex", "spiffe://test/app": "robin", "spiffe://test/b": "kim"}
+}
+
 # An entry that is wrong asks for what nobody can give.
 test_approval_of_another_type_never_permits if {
 	every approval in [null, false, true, "2", {}, {"count": 1}, {"role": "approver"}, {"count": "0", "role": "approver"}, {"count": null, "role": "approver"}] {
