@@ -2,6 +2,7 @@ package audit
 
 import (
 	"bytes"
+	"crypto/ed25519"
 	"encoding/json"
 	"errors"
 	"os"
@@ -9,8 +10,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
+
+	"filippo.io/torchwood"
+	"golang.org/x/mod/sumdb/note"
 
 	"github.com/bulla-project/bulla/audit/proofs"
+	"github.com/bulla-project/bulla/ledger/event"
 )
 
 func TestExportRefuses(t *testing.T) {
@@ -150,5 +156,61 @@ func TestWitnessedByNobody(t *testing.T) {
 	}
 	if _, fault := verify(t, writeTree(t, files), s.Key(), VerifyOptions{}); fault == nil || fault.File != witnessedName {
 		t.Errorf("verified: %v", fault)
+	}
+}
+
+// What a witness has seen can't have happened later.
+func TestEventsAfterTheirWitness(t *testing.T) {
+	t.Parallel()
+	s := newSigner(t)
+	w, err := torchwood.NewCosignatureSigner("w.example/w", ed25519.NewKeyFromSeed(make([]byte, 32)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := proofs.ParseWitnessKey(w.Verifier().String() + "\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		late int // place of a denial that is an hour ahead; the witness sees ten entries
+		opts VerifyOptions
+		want bool
+	}{
+		{late: 3, opts: VerifyOptions{Witnesses: []proofs.WitnessKey{key}}, want: true},
+		{late: 9, opts: VerifyOptions{Witnesses: []proofs.WitnessKey{key}}, want: true},
+		{late: 15, opts: VerifyOptions{Witnesses: []proofs.WitnessKey{key}}},
+		{late: 3}, // nobody's word for the time
+	} {
+		src := newLedger(t, s.Key(), c.late)
+		src.add(t, event.New(time.Now().Add(time.Hour), "x", event.DecisionDenied{Principal: "x", Decision: decision("DENY")}))
+		src.grow(t, s.Key(), 18)
+		at, err := s.Key().Open(sign(t, s, src.prefix(10)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer, err := note.Sign(&note.Note{Text: at.Text()}, w)
+		if err != nil {
+			t.Fatal(err)
+		}
+		seen, err := s.Key().Cosign(sign(t, s, src.prefix(10)), answer[bytes.LastIndex(answer, []byte("\n\n"))+2:], key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, against := range []bool{false, true} {
+			cfg, opts := ExportConfig{Checkpoint: sign(t, s, src), Key: s.Key(), Events: src}, c.opts
+			if against {
+				opts.Against = seen
+			} else {
+				cfg.Witnessed = seen
+			}
+			dir := filepath.Join(t.TempDir(), "x")
+			if _, err := Export(t.Context(), dir, cfg); err != nil {
+				t.Fatal(err)
+			}
+			_, fault := verify(t, dir, s.Key(), opts)
+			if got := fault != nil; got != c.want || got && fault.Index != int64(c.late) {
+				t.Errorf("entry %d, against %t: %+v", c.late, against, fault)
+			}
+		}
 	}
 }

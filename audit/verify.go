@@ -96,11 +96,12 @@ type verifier struct {
 	witnessed   *proofs.Checkpoint   // in the export; nil: none
 	older       *proofs.Checkpoint   // of the auditor; nil: none
 	cosigned    []proofs.Cosignature // of both
+	saw         []proofs.Cosignature // those that verify; known before the events are read
 }
 
 func (v *verifier) run(ctx context.Context) (Report, error) {
 	steps := []func(context.Context) error{
-		v.readHead, v.walk, v.bundles, v.settled, v.upperTiles, v.archives, v.readWitnessed, v.against, v.compareManifest, v.witnesses,
+		v.readHead, v.walk, v.whoSaw, v.bundles, v.settled, v.upperTiles, v.archives, v.readWitnessed, v.against, v.compareManifest, v.witnesses,
 	}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
@@ -284,6 +285,9 @@ func (v *verifier) take(b bundle) error {
 	for i, e := range b.decoded {
 		index := b.tile.First() + int64(i)
 		if err := v.history.add(e, b.erased[index]); err != nil {
+			return v.blamed(b.tile, index, err)
+		}
+		if err := v.late(index, e); err != nil {
 			return v.blamed(b.tile, index, err)
 		}
 		if activated, ok := e.Body.(event.RevisionActivated); ok {

@@ -3,14 +3,48 @@ package audit
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"strings"
+	"time"
 
 	"golang.org/x/mod/sumdb/tlog"
 
 	"github.com/bulla-project/bulla/audit/proofs"
 	"github.com/bulla-project/bulla/audit/tiles"
+	"github.com/bulla-project/bulla/ledger/event"
 )
+
+// ClockSlack is how far the clocks of broker and witness may be apart.
+const ClockSlack = 5 * time.Minute
+
+// whoSaw finds what the witnesses that were named cosigned, before the events are read: of what a witness has seen nothing
+// happens later. What is wrong with a checkpoint is said after.
+func (v *verifier) whoSaw(context.Context) error {
+	var all []proofs.Cosignature
+	witnessed, _ := v.read(witnessedName, proofs.MaxCosigned) // there may be none
+	for _, raw := range [][]byte{witnessed, v.opts.Against} {
+		if _, sigs, err := v.key.OpenCosigned(raw, v.opts.Witnesses); err == nil {
+			all = append(all, sigs...)
+		}
+	}
+	for _, c := range all {
+		if c.Verified {
+			v.saw = append(v.saw, c)
+		}
+	}
+	return nil
+}
+
+// late is the fault of an event that says that it happened after a witness had seen it, or nil.
+func (v *verifier) late(index int64, e event.Event) error {
+	for _, c := range v.saw {
+		if index < c.Size && e.Time.Time().After(c.Time.Add(ClockSlack)) {
+			return fmt.Errorf("it says that it happened at %s, and witness %s saw it already at %s", e.Time, c.Witness, c.Time.Format(time.RFC3339))
+		}
+	}
+	return nil
+}
 
 // readWitnessed reads the checkpoint with cosignatures, if the export has one.
 func (v *verifier) readWitnessed(context.Context) error {

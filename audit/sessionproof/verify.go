@@ -14,9 +14,6 @@ import (
 	"github.com/bulla-project/bulla/session"
 )
 
-// clockSlack is how far the clocks of broker and witness may be apart.
-const clockSlack = 5 * time.Minute
-
 // Options are the choices of Verify. Only Key is needed.
 type Options struct {
 	Key proofs.Key
@@ -269,7 +266,7 @@ func (v *verifier) witnesses() error {
 	}
 	for _, c := range seen {
 		for _, e := range v.events {
-			if e.Time.Time().After(c.Time.Add(clockSlack)) {
+			if e.Time.Time().After(c.Time.Add(audit.ClockSlack)) {
 				return faultAt(e.index, "it says that it happened at %s, and witness %s saw it already at %s", e.Time, c.Witness, c.Time.Format(time.RFC3339))
 			}
 		}
