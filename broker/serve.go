@@ -144,6 +144,8 @@ func (b *Broker) unary(ctx context.Context, in any, info *grpc.UnaryServerInfo, 
 		return nil, err
 	}
 	defer leave()
+	b.ledger.Expect(1)
+	defer b.ledger.Expect(-1)
 	return next(ctx, in)
 }
 

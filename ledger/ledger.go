@@ -69,6 +69,10 @@ type Ledger struct {
 	}
 }
 
+// Expect says that n more calls are under way that may commit; fewer, if n is negative. With many of them a batch waits for
+// others a little, so that they share what a transaction costs.
+func (l *Ledger) Expect(n int64) { l.queue.expected.Add(n) }
+
 // Open starts a ledger on cfg.Store. When it fails, the store stays the caller's.
 func Open(ctx context.Context, cfg Config) (*Ledger, error) {
 	if cfg.Store == nil || cfg.Keys == nil {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/bulla-project/bulla/ledger/event"
@@ -35,14 +36,16 @@ func (w *waiter) finish(index int64, err error) {
 // queue gathers commits into batches.
 //
 // The committer takes whatever waits, so that a lone caller is not delayed. Under load that degenerates to
-// tiny batches, because an fsync is quicker than a request: so when the commits that wait and those of the
-// last batch (whose callers are about to come back) are many together, take waits until half of them are
-// there, or for the delay.
+// tiny batches, because an fsync is quicker than a request: so when many calls are under way, or the commits that wait and
+// those of the last batch (whose callers are about to come back) are many together, take waits until half of them are
+// there, or for the delay. The calls count because a single commit after a single one says nothing of those to come:
+// of 64 callers' batches half had one commit in them.
 type queue struct {
 	maxDelay           time.Duration
 	maxBatch, maxQueue int
 	wake               chan struct{} // one slot: what take waits for may be there
 	last               int           // owned by take: size of the last batch
+	expected           atomic.Int64  // calls under way
 
 	mu      sync.Mutex
 	waiting []*waiter // guarded
@@ -145,7 +148,7 @@ func (q *queue) take() []*waiter {
 	for !q.await(1) {
 		<-q.wake
 	}
-	if load := q.length() + q.last; load > fewCallers && q.maxDelay > 0 {
+	if load := max(q.length()+q.last, int(q.expected.Load())); load > fewCallers && q.maxDelay > 0 {
 		q.linger(min(load/2, q.maxBatch))
 	}
 	q.mu.Lock()

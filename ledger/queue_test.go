@@ -57,6 +57,26 @@ func TestQueueDelays(t *testing.T) {
 		if n, d := took(); n != 32 || d != 320*time.Microsecond {
 			t.Errorf("%d after %v, want 32 after 320µs", n, d)
 		}
+		// So is half of the calls that are under way, whatever was taken last.
+		enqueue(t, &q, 1)
+		took()
+		q.expected.Add(40)
+		enqueue(t, &q, 20)
+		if n, d := took(); n != 20 || d != 0 {
+			t.Errorf("%d after %v, want 20 at once", n, d)
+		}
+		q.expected.Add(-24)
+		enqueue(t, &q, 1)
+		took() // what was taken last counts here
+		enqueue(t, &q, 1)
+		if n, d := took(); n != 1 || d != 0 {
+			t.Errorf("%d after %v, want one of a few at once", n, d)
+		}
+		q.expected.Add(1)
+		enqueue(t, &q, 1)
+		if n, d := took(); n != 1 || d != 2*time.Millisecond {
+			t.Errorf("%d after %v, want one of many after the delay", n, d)
+		}
 	})
 }
 

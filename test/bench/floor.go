@@ -29,6 +29,7 @@ type work struct {
 	revision  *policy.Revision
 	signals   policy.Signals
 	journal   *journal
+	store     *store
 }
 
 func newWork(ctx context.Context, path string) (*work, error) {
@@ -53,6 +54,9 @@ func newWork(ctx context.Context, path string) (*work, error) {
 		return nil, err
 	}
 	w.signals = delivery(time.Now())
+	if w.store, err = newStore(ctx, path+".db"); err != nil {
+		return nil, err
+	}
 	w.journal, err = newJournal(path)
 	return w, err
 }
@@ -107,7 +111,7 @@ func (w *work) evaluate() error {
 func (w *work) append() error { return w.journal.append(make([]byte, recordSize)) }
 
 // use, deliver and receive are the calls of which the broker's are made, with nothing else in them.
-func (w *work) use() error { return first(w.verify, w.evaluate, w.append) }
+func (w *work) use() error { return first(w.verify, w.evaluate, w.store.use) }
 
 func (w *work) deliver() error { return first(w.verify, w.evaluate, w.seal, w.sign, w.append) }
 
@@ -174,13 +178,13 @@ func (j *journal) append(record []byte) error {
 // primitives is the CPU time of each part of work, alone and over and over.
 type primitives struct {
 	verify, sign, seal, evaluate time.Duration
-	append                       time.Duration // of 64 at once
+	append, transact             time.Duration // of 64 at once
 	fsync                        time.Duration // wall clock of one write and fsync
 }
 
 // useFloor is the sum that a gated use is compared with.
 func (p primitives) useFloor(call time.Duration) time.Duration {
-	return call + p.verify + p.evaluate + p.append
+	return call + p.verify + p.evaluate + p.transact
 }
 
 // floor is the sum that a confirmed delivery is compared with; calls are the two bare ones.
@@ -201,6 +205,9 @@ func measurePrimitives(ctx context.Context, path string) (p primitives, err erro
 		if *m.into, err = perOperation(m.n, m.f); err != nil {
 			return p, err
 		}
+	}
+	if p.transact, err = transactions(w.store); err != nil {
+		return p, err
 	}
 	return p, appends(w.journal.file, &p)
 }
