@@ -73,6 +73,21 @@ func (b Binding) Validate() error {
 	return nil
 }
 
+// For says what speaks against taking evidence of a kind, made for b, as that of dev: the binding is not whole, the device is
+// of another kind, or it is not enrolled for the principal. Every Verifier asks it first.
+func (b Binding) For(kind Kind, dev Device) error {
+	if err := b.Validate(); err != nil {
+		return err
+	}
+	switch {
+	case dev.Kind != kind:
+		return fmt.Errorf("device %s is of kind %q, and this is evidence of kind %q", dev.ID, dev.Kind, kind)
+	case !dev.Allows(b.Principal):
+		return fmt.Errorf("device %s is not enrolled for this principal", dev.ID)
+	}
+	return nil
+}
+
 // ParseP256 reads a P-256 public key in PKIX form and refuses any encoding but the one that DER allows.
 func ParseP256(spki []byte) (*ecdsa.PublicKey, error) {
 	if len(spki) == 0 || len(spki) > MaxInstanceKey {

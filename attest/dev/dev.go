@@ -108,14 +108,8 @@ func (v *Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding
 	if err := ctx.Err(); err != nil {
 		return attest.Claims{}, fmt.Errorf("verify development evidence: %w", err)
 	}
-	if err := b.Validate(); err != nil {
+	if err := b.For(attest.KindDevelopment, dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
-	}
-	if dev.Kind != attest.KindDevelopment {
-		return attest.Claims{}, unauthentic("device %s is of kind %q, not a development device", dev.ID, dev.Kind)
-	}
-	if !dev.Allows(b.Principal) {
-		return attest.Claims{}, unauthentic("device %s is not enrolled for this principal", dev.ID)
 	}
 	f, err := attest.Unpack(evidenceLabel, evidence, maxSignature, maxSignature)
 	if err != nil {

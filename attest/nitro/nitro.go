@@ -55,14 +55,8 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 	if err := ctx.Err(); err != nil {
 		return attest.Claims{}, fmt.Errorf("verify a Nitro document: %w", err)
 	}
-	if err := b.Validate(); err != nil {
+	if err := b.For(attest.KindNitro, dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
-	}
-	switch {
-	case dev.Kind != attest.KindNitro:
-		return attest.Claims{}, unauthentic("device %s is of kind %q, not an image of Nitro", dev.ID, dev.Kind)
-	case !dev.Allows(b.Principal):
-		return attest.Claims{}, unauthentic("device %s is not enrolled for this principal", dev.ID)
 	}
 	d, err := Parse(evidence)
 	if err != nil {

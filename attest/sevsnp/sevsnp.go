@@ -56,14 +56,8 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 	if err := ctx.Err(); err != nil {
 		return attest.Claims{}, fmt.Errorf("verify an SEV-SNP report: %w", err)
 	}
-	if err := b.Validate(); err != nil {
+	if err := b.For(attest.KindSEVSNP, dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
-	}
-	switch {
-	case dev.Kind != attest.KindSEVSNP:
-		return attest.Claims{}, unauthentic("device %s is of kind %q, not an image under SEV-SNP", dev.ID, dev.Kind)
-	case !dev.Allows(b.Principal):
-		return attest.Claims{}, unauthentic("device %s is not enrolled for this principal", dev.ID)
 	}
 	r, err := Parse(evidence)
 	if err != nil {

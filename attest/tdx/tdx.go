@@ -67,14 +67,8 @@ func (v Verifier) Verify(ctx context.Context, evidence []byte, b attest.Binding,
 	if err := ctx.Err(); err != nil {
 		return attest.Claims{}, fmt.Errorf("verify a TDX quote: %w", err)
 	}
-	if err := b.Validate(); err != nil {
+	if err := b.For(attest.KindTDX, dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
-	}
-	switch {
-	case dev.Kind != attest.KindTDX:
-		return attest.Claims{}, unauthentic("device %s is of kind %q, not an image under TDX", dev.ID, dev.Kind)
-	case !dev.Allows(b.Principal):
-		return attest.Claims{}, unauthentic("device %s is not enrolled for this principal", dev.ID)
 	}
 	q, err := Parse(evidence)
 	if err != nil {

@@ -148,7 +148,7 @@ func TestRecordOfAnotherName(t *testing.T) {
 	refused(t, ev, b, d, "another name")
 	d = f.Device(t)
 	d.Kind = attest.KindDevelopment
-	refused(t, ev, b, d, "not a TPM")
+	refused(t, ev, b, d, `of kind "development"`)
 }
 
 func TestCertifiedKeys(t *testing.T) {

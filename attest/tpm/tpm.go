@@ -36,11 +36,8 @@ func (Verifier) Verify(ctx context.Context, ev []byte, b attest.Binding, dev att
 	if err := ctx.Err(); err != nil {
 		return attest.Claims{}, fmt.Errorf("verify TPM evidence: %w", err)
 	}
-	if err := b.Validate(); err != nil {
+	if err := b.For(attest.KindTPM2, dev); err != nil {
 		return attest.Claims{}, unauthentic("%w", err)
-	}
-	if !dev.Allows(b.Principal) {
-		return attest.Claims{}, unauthentic("device %s is not enrolled for this principal", dev.ID)
 	}
 	parsed, err := evidence.Parse(ev)
 	if err != nil {
@@ -82,9 +79,6 @@ func verify(ev evidence.Evidence, extra []byte, dev attest.Device) (attest.Claim
 
 // enrolledAK takes the attestation key from the record and makes sure that it is still one.
 func enrolledAK(dev attest.Device) (*signer, error) {
-	if dev.Kind != attest.KindTPM2 {
-		return nil, unauthentic("device %s is of kind %q, not a TPM", dev.ID, dev.Kind)
-	}
 	public, err := parsePublic(dev.AKPublic)
 	if err != nil {
 		return nil, unauthentic("attestation key of the enrolment: %w", err)
