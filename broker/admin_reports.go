@@ -33,6 +33,8 @@ func groundsOf(in *bullav1.PromoteRequest) (grounds, error) {
 		return grounds{}, wrong("the reason for which there is no report has at most %d bytes", maxReason)
 	case a.none != "" && (n != 0 || len(a.text) > 0):
 		return grounds{}, wrong("there is a report, and a reason for which there is none: give one of both")
+	case a.none == "" && n == 0 && len(a.text) == 0 && !in.GetRollback():
+		return grounds{}, wrong("a promotion says what it would open: give a what-if report, or the reason for which there is none")
 	}
 	copy(a.digest[:], in.GetReportDigest())
 	if len(a.text) == 0 {

@@ -44,7 +44,7 @@ func TestAbuse_A31_breaker_and_a_retired_key(t *testing.T) {
 		if _, err := security.Stage(t.Context(), &bullav1.StageRequest{Archive: archive, Signature: signedBundle(t, archive, private)}); err != nil {
 			t.Fatal(err)
 		}
-		in := &bullav1.PromoteRequest{Digest: event.Digest(policy.ArchiveDigest(archive)).String()}
+		in := &bullav1.PromoteRequest{Digest: event.Digest(policy.ArchiveDigest(archive)).String(), NoReport: "a test"}
 		for _, c := range []bullav1.RevisionsClient{security, revisionsOf(r, "bob")} {
 			if _, err := c.Promote(t.Context(), in); err != nil {
 				t.Fatal(err)

@@ -121,7 +121,7 @@ func TestAbuse_A31_only_signed_bundles_are_kept(t *testing.T) {
 	if err := r.Server.Broker.Reload(t.Context(), archive, "a directory"); err == nil {
 		t.Error("a directory is taken up")
 	}
-	_, err = security.Promote(t.Context(), &bullav1.PromoteRequest{Digest: event.Digest(policy.ArchiveDigest(archive)).String()})
+	_, err = security.Promote(t.Context(), &bullav1.PromoteRequest{Digest: event.Digest(policy.ArchiveDigest(archive)).String(), NoReport: "a test"})
 	code(t, err, codes.NotFound, "push it first")
 	if n := len(of[event.RevisionStaged](r.Events())); n != 1 { // the first one
 		t.Errorf("%d staged", n)
@@ -147,7 +147,11 @@ func TestAbuse_A31_two_persons_promote(t *testing.T) {
 	}
 	propose := func(c bullav1.RevisionsClient, report []byte) {
 		t.Helper()
-		reply, err := c.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, ReportDigest: report})
+		reason := ""
+		if len(report) == 0 {
+			reason = "a test"
+		}
+		reply, err := c.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, ReportDigest: report, NoReport: reason})
 		if err != nil || reply.GetOutcome() != "proposed" {
 			t.Fatalf("%v, %v; want a proposal", reply, err)
 		}
@@ -157,7 +161,7 @@ func TestAbuse_A31_two_persons_promote(t *testing.T) {
 	propose(security, report)
 	propose(security, report)                    // the same again
 	propose(revisionsOf(r, "ann-phone"), report) // the same person
-	_, err := revisionsOf(r, "operator").Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest})
+	_, err := revisionsOf(r, "operator").Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, NoReport: "a test"})
 	code(t, err, codes.PermissionDenied, "")
 	_, err = bob.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, Rollback: true})
 	code(t, err, codes.InvalidArgument, "was never active")
@@ -169,7 +173,7 @@ func TestAbuse_A31_two_persons_promote(t *testing.T) {
 	if n := len(of[event.RevisionActivated](r.Events())); n != 1 {
 		t.Fatalf("%d activations", n)
 	}
-	reply, err := bob.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest})
+	reply, err := bob.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, NoReport: "a test"})
 	if err != nil || reply.GetOutcome() != "active" || reply.GetRevision().GetSequence() != 2 {
 		t.Fatalf("%v, %v", reply, err)
 	}
@@ -192,7 +196,7 @@ func TestAbuse_A31_older_revision_replayed(t *testing.T) {
 	}
 	archive := variant(t, r, "new")
 	both := func(digest [32]byte, rollback bool) (reply *bullav1.RevisionChange, err error) {
-		in := &bullav1.PromoteRequest{Digest: event.Digest(digest).String(), Rollback: rollback}
+		in := &bullav1.PromoteRequest{Digest: event.Digest(digest).String(), Rollback: rollback, NoReport: "a test"}
 		for _, c := range []bullav1.RevisionsClient{security, bob} {
 			if reply, err = c.Promote(t.Context(), in); err != nil {
 				return nil, err
@@ -239,7 +243,7 @@ func TestAbuse_A31_overtaken_proposal(t *testing.T) {
 	}
 	promote := func(c bullav1.RevisionsClient, digest, want string) {
 		t.Helper()
-		reply, err := c.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest})
+		reply, err := c.Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, NoReport: "a test"})
 		if err != nil || reply.GetOutcome() != want {
 			t.Fatalf("%v, %v; want %s", reply, err, want)
 		}

@@ -46,6 +46,7 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 	hers, his := reportOn(t, digest, active, "hers"), reportOn(t, digest, active, "his")
 	sum := sha256.Sum256(hers)
 	for name, in := range map[string]*bullav1.PromoteRequest{
+		"nothing":                {},
 		"no report":              {Report: []byte("{}")},
 		"too large":              {Report: bytes.Repeat([]byte("x"), replay.MaxReport+1)},
 		"not canonical":          {Report: append([]byte(" "), hers...)},
