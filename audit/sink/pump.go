@@ -146,7 +146,7 @@ func (p *Pump) run(ctx context.Context) (err error) {
 		next, full, err := p.step(ctx, k, at)
 		at = next
 		switch {
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, errEnd):
 			return nil
 		case err == nil:
 			p.failed(nil)
@@ -225,7 +225,7 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	case errors.Is(err, io.EOF) && check:
 		return page{}, p.misfit(at, "the log ends before it")
 	case errors.Is(err, io.EOF):
-		return page{}, err
+		return page{}, errEnd
 	case err != nil:
 		return page{}, fmt.Errorf("read events: %w", err)
 	}

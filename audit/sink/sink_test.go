@@ -194,6 +194,32 @@ func TestPumpGivesUp(t *testing.T) {
 	})
 }
 
+// cutShort fails once, in the way in which what it writes to ends.
+type cutShort struct {
+	memory
+	failed bool
+}
+
+func (c *cutShort) Write(ctx context.Context, lines []Line) ([]Refusal, error) {
+	if !c.failed {
+		c.failed = true
+		return nil, fmt.Errorf("read the end of the file: %w", io.EOF)
+	}
+	return c.memory.Write(ctx, lines)
+}
+
+// An end that the sink meets is a fault like any other: the export does not end with it as if everything had arrived.
+func TestPumpGoesOnAfterTheEndOfASink(t *testing.T) {
+	l, s := newLog(3), &cutShort{}
+	l.end = true
+	synctest.Test(t, func(t *testing.T) {
+		if err := New(Config{Source: l, Sink: s, Origin: testOrigin}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s.arrived(t, 3)
+}
+
 // final2 makes the faults of a log final.
 type final2 struct{ *log }
 
