@@ -47,6 +47,9 @@ func groundsOf(in *bullav1.PromoteRequest) (grounds, error) {
 	if !a.digest.IsZero() && a.digest != sum {
 		return grounds{}, wrong("the report has the digest %s, and %s is named", sum, a.digest)
 	}
+	if report.Narrowed() {
+		return grounds{}, wrong("the report is about one principal or one secret alone: make it without --principal and --secret")
+	}
 	if report.Candidate != in.GetDigest() {
 		return grounds{}, wrong("the report is about revision %.12s, and not about %.12s", report.Candidate, in.GetDigest())
 	}

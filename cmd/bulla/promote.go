@@ -193,6 +193,8 @@ func readReport(path, digest string) (replay.Report, error) {
 	switch {
 	case hex.EncodeToString(sum[:]) != answer.Digest:
 		return replay.Report{}, usage("--report: %s was altered: its report does not have the digest that stands beside it", path)
+	case answer.Report.Narrowed():
+		return replay.Report{}, usage("--report: %s is about one principal or one secret alone: make it without --principal and --secret", path)
 	case answer.Report.Candidate != digest:
 		return replay.Report{}, usage("--report: %s is about revision %.12s, and not about %.12s", path, answer.Report.Candidate, digest)
 	}

@@ -45,7 +45,22 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 	active := of[event.RevisionActivated](r.Events())[0].Digest.String()
 	hers, his := reportOn(t, digest, active, "hers"), reportOn(t, digest, active, "his")
 	sum := sha256.Sum256(hers)
+	var narrowed [2][]byte
+	for i := range narrowed {
+		part, err := replay.ParseReport(hers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if part.Principal = "spiffe://dev.bulla.test/x"; i == 1 {
+			part.Principal, part.Secret = "", "demo/a"
+		}
+		if narrowed[i], err = part.Encode(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, in := range map[string]*bullav1.PromoteRequest{
+		"about one principal":    {Report: narrowed[0]},
+		"about one secret":       {Report: narrowed[1]},
 		"no report":              {Report: []byte("{}")},
 		"too large":              {Report: bytes.Repeat([]byte("x"), replay.MaxReport+1)},
 		"not canonical":          {Report: append([]byte(" "), hers...)},
