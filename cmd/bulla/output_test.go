@@ -243,3 +243,36 @@ func TestAbuse_A54_Reports(t *testing.T) {
 		}
 	}
 }
+
+// Reports that were cut are not said to open the same: what is not in them may differ.
+func TestFirstReportThatWasCut(t *testing.T) {
+	r := replay.Report{Matrix: replay.Matrix{DenyPermit: 2000}, Sweep: replay.Sweep{Changes: []replay.SweepChange{}}}
+	for i := range 2000 {
+		r.Groups = append(r.Groups, replay.Group{Transition: replay.DenyPermit, Principal: fmt.Sprintf("spiffe://dev.bulla.test/%04d", i), Target: "x", Count: 1})
+	}
+	mine, err := r.Within(replay.MaxReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := &r.Groups[len(r.Groups)-1]
+	last.Target = "other"
+	theirs, err := r.Within(replay.MaxReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := first{proposal: &bullav1.Proposal{}, report: &theirs}
+	var out bytes.Buffer
+	(&printer{w: &out}).first(f, &mine)
+	if text := out.String(); strings.Contains(text, "opens the same") || !strings.Contains(text, "not compared") {
+		t.Error(text)
+	}
+	if answer := (review{report: &mine, first: &f}).json(); answer.First.Why == "" {
+		t.Errorf("%+v", answer.First)
+	}
+	whole := replay.Report{Matrix: replay.Matrix{DenyPermit: 1}, Groups: r.Groups[:1]}
+	out.Reset()
+	(&printer{w: &out}).first(first{proposal: &bullav1.Proposal{}, report: &whole}, &whole)
+	if text := out.String(); !strings.Contains(text, "opens the same 1 rows as theirs") {
+		t.Error(text)
+	}
+}

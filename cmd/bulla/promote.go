@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -287,7 +288,7 @@ func (r review) json() *whatIfJSON {
 	out := &whatIfJSON{Report: sum, Opens: opens, Pairs: pairs}
 	if f := r.first; f != nil {
 		only, gone := f.differs(r.report)
-		out.First = &firstJSON{f.proposal.GetBy(), f.proposal.GetReportDigest(), f.why, only, gone}
+		out.First = &firstJSON{f.proposal.GetBy(), f.proposal.GetReportDigest(), cmp.Or(f.why, f.partial(r.report)), only, gone}
 	}
 	return out
 }

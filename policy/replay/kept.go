@@ -70,6 +70,17 @@ func (r Report) Within(size int) (Report, error) {
 	}
 }
 
+// OpeningLeftOut says that Within left out rows that open.
+func (r Report) OpeningLeftOut() bool {
+	recorded, _ := r.Opens()
+	for _, g := range r.Groups {
+		if g.Opens() {
+			recorded -= min(recorded, g.Count)
+		}
+	}
+	return recorded > 0 || r.LeftOutPairs > 0
+}
+
 // drop is how many rows to take from the end: a sixteenth of them at most, and all of one kind.
 func drop(rows int, alike func(int) bool) int {
 	n := 1
