@@ -13,6 +13,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/policy/replay"
+	"github.com/bulla-project/bulla/test/rig"
 )
 
 // reportOn is a small report about a candidate, with a word of its own.
@@ -109,6 +110,24 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	r.Check()
+}
+
+// Who may not promote has no report read, however much there is in it, and learns nothing of what is wrong with it.
+func TestAbuse_A42_reports_of_strangers(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{})
+	digest := strings.Repeat("0", 63) + "1"
+	for name, report := range map[string][]byte{
+		"no report": []byte("{}"),
+		"wide":      []byte(`{"groups":[` + strings.Repeat("{},", replay.MaxReport/3-10) + `{}]}`),
+	} {
+		before := len(of[event.DecisionDenied](r.Events()))
+		_, err := revisionsOf(r, "stranger").Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, Report: report})
+		code(t, err, codes.PermissionDenied, "")
+		if n := len(of[event.DecisionDenied](r.Events())) - before; n != 1 {
+			t.Errorf("%s: %d denials are recorded", name, n)
+		}
+	}
 }
 
 // A second person without a report relies on the first one's, which can be found from what is active.
