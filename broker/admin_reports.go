@@ -20,10 +20,9 @@ type grounds struct {
 	digest event.Digest
 	text   []byte
 	none   string
-	active string // the revision that the report compares with, in hexadecimal
 }
 
-// groundsOf reads what a promotion says about its effect.
+// groundsOf takes what a promotion says about its effect. The report is read by about.
 func groundsOf(in *bullav1.PromoteRequest) (grounds, error) {
 	a := grounds{text: in.GetReport(), none: in.GetNoReport()}
 	switch n := len(in.GetReportDigest()); {
@@ -39,6 +38,14 @@ func groundsOf(in *bullav1.PromoteRequest) (grounds, error) {
 	copy(a.digest[:], in.GetReportDigest())
 	if len(a.text) == 0 {
 		a.text = nil
+	}
+	return a, nil
+}
+
+// about reads the report, and says whether it is about the candidate and compares it with the revision that decides. It is
+// for callers who may promote: a small text can ask for a lot of memory.
+func (a grounds) about(candidate event.Digest, active *active) (grounds, error) {
+	if len(a.text) == 0 {
 		return a, nil
 	}
 	report, err := replay.ParseReport(a.text)
@@ -46,22 +53,18 @@ func groundsOf(in *bullav1.PromoteRequest) (grounds, error) {
 		return grounds{}, wrong("the report: %v", err)
 	}
 	sum := event.Digest(sha256.Sum256(a.text))
-	if !a.digest.IsZero() && a.digest != sum {
+	switch {
+	case !a.digest.IsZero() && a.digest != sum:
 		return grounds{}, wrong("the report has the digest %s, and %s is named", sum, a.digest)
+	case report.Narrowed():
+		return grounds{}, wrong("the report is about one principal or one secret alone: make it without --principal and --secret")
+	case report.Candidate != candidate.String():
+		return grounds{}, wrong("the report is about revision %.12s, and not about %.12s", report.Candidate, candidate)
+	case report.Active != hex.EncodeToString(active.digest[:]):
+		return grounds{}, wrong("the report compares with revision %.12s, and %.12s is active by now: make it anew", report.Active, active.digest)
 	}
-	if report.Candidate != in.GetDigest() {
-		return grounds{}, wrong("the report is about revision %.12s, and not about %.12s", report.Candidate, in.GetDigest())
-	}
-	a.digest, a.active = sum, report.Active
+	a.digest = sum
 	return a, nil
-}
-
-// fits says whether the report compares with the revision that decides.
-func (a grounds) fits(active *active) error {
-	if len(a.text) > 0 && a.active != hex.EncodeToString(active.digest[:]) {
-		return wrong("the report compares with revision %.12s, and %.12s is active by now: make it anew", a.active, active.digest)
-	}
-	return nil
 }
 
 // GetReports returns the reports that a revision was proposed and activated on.

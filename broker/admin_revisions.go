@@ -197,7 +197,7 @@ func (s revisions) promote(ctx context.Context, c change) (*bullav1.RevisionChan
 	op := operation{caller: who, now: now, permit: permit}
 	loaded, key, err := s.candidate(ctx, c, row, active)
 	if err == nil {
-		err = c.grounds.fits(active)
+		c.grounds, err = c.grounds.about(c.digest, active)
 	}
 	if err != nil {
 		if err := s.tried(ctx, op, denied); err != nil {

@@ -106,12 +106,25 @@ func (s *File) Close() error {
 	return s.drop()
 }
 
-// Stream writes lines to a stream. What it took counts as arrived; a file behind it is synced.
-type Stream struct{ W io.Writer }
+// Stream writes lines to a stream. What it took counts as arrived; a file behind it is synced. A line that a failure cut
+// off is ended before anything else is written, as in a File. Its methods may be called by one goroutine at a time.
+type Stream struct {
+	W io.Writer
+
+	cut bool // W ends within a line
+}
 
 // Write implements Sink.
-func (s Stream) Write(_ context.Context, lines []Line) ([]Refusal, error) {
-	if _, err := s.W.Write(join(lines)); err != nil {
+func (s *Stream) Write(_ context.Context, lines []Line) ([]Refusal, error) {
+	text := join(lines)
+	if s.cut {
+		text = append([]byte("\n"), text...)
+	}
+	n, err := s.W.Write(text)
+	if n = min(max(n, 0), len(text)); n > 0 {
+		s.cut = text[n-1] != '\n'
+	}
+	if err != nil {
 		return nil, err
 	}
 	if f, ok := s.W.(*os.File); ok {
@@ -123,7 +136,7 @@ func (s Stream) Write(_ context.Context, lines []Line) ([]Refusal, error) {
 }
 
 // Close implements Sink; the stream is the caller's.
-func (s Stream) Close() error { return nil }
+func (s *Stream) Close() error { return nil }
 
 func join(lines []Line) []byte {
 	size := 0

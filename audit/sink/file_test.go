@@ -109,10 +109,10 @@ func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
 
 func TestStream(t *testing.T) {
 	var b strings.Builder
-	if _, err := (Stream{&b}).Write(t.Context(), lines(1, 2)); err != nil || strings.Count(b.String(), "\n") != 2 {
+	if _, err := (&Stream{W: &b}).Write(t.Context(), lines(1, 2)); err != nil || strings.Count(b.String(), "\n") != 2 {
 		t.Errorf("%q, %v", b.String(), err)
 	}
-	if _, err := (Stream{full{}}).Write(t.Context(), lines(1)); err == nil {
+	if _, err := (&Stream{W: full{}}).Write(t.Context(), lines(1)); err == nil {
 		t.Error("a full stream is no error")
 	}
 	r, w, err := os.Pipe()
@@ -120,10 +120,49 @@ func TestStream(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	if _, err := (Stream{w}).Write(t.Context(), lines(1)); err != nil {
+	if _, err := (&Stream{W: w}).Write(t.Context(), lines(1)); err != nil {
 		t.Errorf("a pipe can't be synced, and that is no error: %v", err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// narrow is a stream that takes so many bytes and is full then.
+type narrow struct {
+	strings.Builder
+	room int
+}
+
+func (n *narrow) Write(b []byte) (int, error) {
+	if len(b) <= n.room {
+		n.room -= len(b)
+		return n.Builder.Write(b)
+	}
+	took, _ := n.Builder.Write(b[:n.room])
+	n.room = 0
+	return took, syscall.ENOSPC
+}
+
+// A line that was cut off spoils no other: the events of the page that come again are all there.
+func TestStreamEndsWhatWasCutOff(t *testing.T) {
+	whole := len(join(lines(0)))
+	for room := range 2*whole + 1 {
+		w := &narrow{room: room}
+		s := &Stream{W: w}
+		if _, err := s.Write(t.Context(), lines(0, 1, 2)); err == nil {
+			t.Fatalf("%d bytes of room are enough", room)
+		}
+		w.room = 1 << 10
+		if _, err := s.Write(t.Context(), lines(0, 1, 2)); err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "stream")
+		if err := os.WriteFile(path, []byte(w.String()), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(sequences(t, path)); !strings.HasSuffix(got, "0 1 2]") && got != "[0 1 2]" {
+			t.Errorf("after %d bytes: %s in %q", room, got, w.String())
+		}
 	}
 }

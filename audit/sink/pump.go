@@ -54,7 +54,7 @@ type Config struct {
 // Pump moves events from a source to a sink.
 type Pump struct {
 	cfg   Config
-	known bool // the event before the kept position is in this log; owned by Run
+	known bool // the event before the position is in this log, as long as the source does not fail; owned by Run
 	page  page // what was read and has not arrived; owned by Run
 
 	mu      sync.Mutex // guards all below
@@ -146,7 +146,7 @@ func (p *Pump) run(ctx context.Context) (err error) {
 		next, full, err := p.step(ctx, k, at)
 		at = next
 		switch {
-		case errors.Is(err, io.EOF):
+		case errors.Is(err, errEnd):
 			return nil
 		case err == nil:
 			p.failed(nil)
@@ -214,7 +214,8 @@ func (p *Pump) step(ctx context.Context, k *keeper, at position) (next position,
 	return arrived.next, arrived.full, nil
 }
 
-// read reads a page. The first one after a start begins with the event before it, to see that the log is the same.
+// read reads a page. The first one after a start, or a failure of the source, begins with the event before it, to see that
+// the log is the same.
 func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	check, from := !at.Last.IsZero() && !p.known, at.Next
 	if check {
@@ -225,8 +226,9 @@ func (p *Pump) read(ctx context.Context, at position) (page, error) {
 	case errors.Is(err, io.EOF) && check:
 		return page{}, p.misfit(at, "the log ends before it")
 	case errors.Is(err, io.EOF):
-		return page{}, err
+		return page{}, errEnd
 	case err != nil:
+		p.known = false // it may come back with another log
 		return page{}, fmt.Errorf("read events: %w", err)
 	}
 	if err := inOrder(entries, from); err != nil || len(entries) == 0 {

@@ -24,6 +24,9 @@ var ErrPosition = errors.New("the kept position does not fit this log")
 // errAbandoned says that a sink did not answer when the pump had to stop.
 var errAbandoned = errors.New("the sink did not answer in time, and was left behind")
 
+// errEnd says that the source has no more. A sink may fail with an io.EOF of its own, and that is no end.
+var errEnd = errors.New("the source has ended")
+
 // Entry is an event with its index in the log. One without a body was erased; its id may be known.
 type Entry struct {
 	Index int64

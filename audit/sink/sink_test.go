@@ -194,6 +194,58 @@ func TestPumpGivesUp(t *testing.T) {
 	})
 }
 
+// cutShort fails once, in the way in which what it writes to ends.
+type cutShort struct {
+	memory
+	failed bool
+}
+
+func (c *cutShort) Write(ctx context.Context, lines []Line) ([]Refusal, error) {
+	if !c.failed {
+		c.failed = true
+		return nil, fmt.Errorf("read the end of the file: %w", io.EOF)
+	}
+	return c.memory.Write(ctx, lines)
+}
+
+// An end that the sink meets is a fault like any other: the export does not end with it as if everything had arrived.
+func TestPumpGoesOnAfterTheEndOfASink(t *testing.T) {
+	l, s := newLog(3), &cutShort{}
+	l.end = true
+	synctest.Test(t, func(t *testing.T) {
+		if err := New(Config{Source: l, Sink: s, Origin: testOrigin}).Run(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+	s.arrived(t, 3)
+}
+
+// A source that was away may come back with another history: a follower that goes on in it by the index would leave out
+// what the restored ledger wrote below that.
+func TestPumpNoticesARestoreWhileItRuns(t *testing.T) {
+	m := &memory{}
+	synctest.Test(t, func(t *testing.T) {
+		l, ended := newLog(3), make(chan error)
+		go func() { ended <- New(Config{Source: l, Sink: m, Origin: testOrigin}).Run(t.Context()) }()
+		synctest.Wait()
+		m.arrived(t, 3)
+		l.mu.Lock()
+		l.events, l.fail = l.events[:1], 1
+		l.mu.Unlock()
+		l.add(4)
+		l.mu.Lock()
+		for i := range l.events[1:] {
+			l.events[i+1].ID[13] = 1
+		}
+		l.end = true
+		l.mu.Unlock()
+		if err := <-ended; !errors.Is(err, ErrPosition) {
+			t.Errorf("%v", err)
+		}
+	})
+	m.arrived(t, 3)
+}
+
 // final2 makes the faults of a log final.
 type final2 struct{ *log }
 

@@ -61,7 +61,7 @@ func openSink(ctx context.Context, c config.ExportSink) (sink.Sink, error) {
 	case c.File != "":
 		return sink.NewFile(c.File), nil
 	case c.Stdout:
-		return sink.Stream{W: os.Stdout}, nil
+		return &sink.Stream{W: os.Stdout}, nil
 	case c.CloudWatch != nil:
 		w := c.CloudWatch
 		return cloudwatch.New(ctx, cloudwatch.Config{Group: w.Group, Stream: w.Stream, Region: w.Region, Endpoint: w.Endpoint})

@@ -76,7 +76,7 @@ func (a *app) openSink(ctx context.Context, out string, o ocsfFlags) (sink.Sink,
 	case out == "":
 		return nil, usage("--out is missing: name a file, - for stdout, or %sGROUP/STREAM", cloudwatchScheme)
 	case out == "-":
-		return sink.Stream{W: a.stdout}, nil
+		return &sink.Stream{W: a.stdout}, nil
 	case aws:
 		at := strings.LastIndexByte(target, '/')
 		if at <= 0 {

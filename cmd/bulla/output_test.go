@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"regexp"
@@ -18,6 +19,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/ledger/event"
+	"github.com/bulla-project/bulla/policy/replay"
 )
 
 // hostile is text as somebody would choose it who wants to play with a terminal.
@@ -209,4 +211,68 @@ func TestEveryCommandHasHelp(t *testing.T) {
 		}
 	}
 	walk(root)
+}
+
+// TestAbuse_A54_Reports: whoever wrote a bundle, proposed it or made a report of it has no line of their own in what the
+// next person is shown before they agree.
+func TestAbuse_A54_Reports(t *testing.T) {
+	const forged = "x\nforged"
+	change := replay.Change{File: forged, Path: forged, Was: forged, Now: forged}
+	cause := replay.Cause{In: forged, File: forged, Text: forged, What: forged, Data: []replay.Change{change}, Risk: []string{forged}}
+	report := replay.Report{
+		Decisions: 1, From: forged, To: forged, Skipped: map[string]uint64{forged: 1},
+		Groups: []replay.Group{{Transition: replay.Inconclusive, Principal: forged, Target: forged, Was: forged, Now: forged, Lacks: []string{forged}, Event: forged, Detail: forged, Cause: cause}},
+		Sweep: replay.Sweep{Changes: []replay.SweepChange{{
+			Transition: replay.DenyPermit, Principal: forged, Target: forged, Class: forged, Operation: forged, Context: forged, Lacks: []string{forged}, Cause: cause,
+		}}},
+	}
+	proposal := &bullav1.Proposal{By: forged, ReportDigest: forged, NoReport: forged}
+	var out bytes.Buffer
+	p := &printer{w: &out}
+	p.opening(report, forged)
+	p.first(first{proposal: proposal, why: "there is none: " + forged}, &report)
+	p.first(first{proposal: proposal, report: &report}, &replay.Report{})
+	access := replay.Access{Rows: []replay.Reach{{Principal: forged, Secret: forged, Class: forged, Decision: "PERMIT", Context: forged, Cause: forged}}}
+	story := []entryJSON{{Event: forged, Kind: forged, What: forged, Details: []string{forged}}}
+	if err := errors.Join(p.err, reportText(&out, whatIfAnswer{Report: report, Digest: forged}), accessText(&out, access), storyText(&out, story, 1)); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(out.String()) {
+		if strings.HasPrefix(line, "forged") {
+			t.Errorf("%q stands at the beginning of a line", line)
+		}
+	}
+}
+
+// Reports that were cut are not said to open the same: what is not in them may differ.
+func TestFirstReportThatWasCut(t *testing.T) {
+	r := replay.Report{Matrix: replay.Matrix{DenyPermit: 2000}, Sweep: replay.Sweep{Changes: []replay.SweepChange{}}}
+	for i := range 2000 {
+		r.Groups = append(r.Groups, replay.Group{Transition: replay.DenyPermit, Principal: fmt.Sprintf("spiffe://dev.bulla.test/%04d", i), Target: "x", Count: 1})
+	}
+	mine, err := r.Within(replay.MaxReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := &r.Groups[len(r.Groups)-1]
+	last.Target = "other"
+	theirs, err := r.Within(replay.MaxReport)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := first{proposal: &bullav1.Proposal{}, report: &theirs}
+	var out bytes.Buffer
+	(&printer{w: &out}).first(f, &mine)
+	if text := out.String(); strings.Contains(text, "opens the same") || !strings.Contains(text, "not compared") {
+		t.Error(text)
+	}
+	if answer := (review{report: &mine, first: &f}).json(); answer.First.Why == "" {
+		t.Errorf("%+v", answer.First)
+	}
+	whole := replay.Report{Matrix: replay.Matrix{DenyPermit: 1}, Groups: r.Groups[:1]}
+	out.Reset()
+	(&printer{w: &out}).first(first{proposal: &bullav1.Proposal{}, report: &whole}, &whole)
+	if text := out.String(); !strings.Contains(text, "opens the same 1 rows as theirs") {
+		t.Error(text)
+	}
 }

@@ -108,7 +108,7 @@ func accessText(w io.Writer, answer replay.Access) error {
 	}
 	p.line("\nSupposed:")
 	for _, s := range answer.Assumed {
-		p.line("%s", indent(show.Wrap(s, show.Width-4)))
+		p.lines(indent(show.Wrap(s, show.Width-4)))
 	}
 	return p.err
 }

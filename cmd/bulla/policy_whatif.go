@@ -168,17 +168,29 @@ func reportText(w io.Writer, answer whatIfAnswer) error {
 	return p.err
 }
 
-// printer writes lines, each escaped, and keeps the first error.
+// printer writes lines, and keeps the first error.
 type printer struct {
 	w   io.Writer
 	err error
 }
 
+// line writes the lines of a format. What is put into it comes from outside and makes no line of its own: it is escaped.
 func (p *printer) line(format string, args ...any) {
-	for _, line := range strings.Split(fmt.Sprintf(format, args...), "\n") {
-		if p.err == nil {
-			_, p.err = fmt.Fprintln(p.w, show.Text(line))
+	safe := slices.Clone(args)
+	for i, arg := range safe {
+		if text, ok := arg.(string); ok {
+			safe[i] = show.Text(text)
 		}
+	}
+	if p.err == nil {
+		_, p.err = fmt.Fprintf(p.w, format+"\n", safe...)
+	}
+}
+
+// lines writes a text that was cut into lines here, each escaped.
+func (p *printer) lines(text string) {
+	for line := range strings.SplitSeq(text, "\n") {
+		p.line("%s", line)
 	}
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"encoding/json"
@@ -193,6 +194,8 @@ func readReport(path, digest string) (replay.Report, error) {
 	switch {
 	case hex.EncodeToString(sum[:]) != answer.Digest:
 		return replay.Report{}, usage("--report: %s was altered: its report does not have the digest that stands beside it", path)
+	case answer.Report.Narrowed():
+		return replay.Report{}, usage("--report: %s is about one principal or one secret alone: make it without --principal and --secret", path)
 	case answer.Report.Candidate != digest:
 		return replay.Report{}, usage("--report: %s is about revision %.12s, and not about %.12s", path, answer.Report.Candidate, digest)
 	}
@@ -285,7 +288,7 @@ func (r review) json() *whatIfJSON {
 	out := &whatIfJSON{Report: sum, Opens: opens, Pairs: pairs}
 	if f := r.first; f != nil {
 		only, gone := f.differs(r.report)
-		out.First = &firstJSON{f.proposal.GetBy(), f.proposal.GetReportDigest(), f.why, only, gone}
+		out.First = &firstJSON{f.proposal.GetBy(), f.proposal.GetReportDigest(), cmp.Or(f.why, f.partial(r.report)), only, gone}
 	}
 	return out
 }

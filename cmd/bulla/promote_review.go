@@ -124,6 +124,8 @@ func (p *printer) first(f first, mine *replay.Report) {
 		p.line("  their report is not compared: %s", f.why)
 	case mine == nil:
 		p.line("  it opens %d rows; without a report of your own there is nothing to compare", len(f.report.Opening()))
+	case f.partial(mine) != "":
+		p.line("  %s", f.partial(mine))
 	case len(only)+len(gone) == 0:
 		p.line("  your report opens the same %d rows as theirs", len(mine.Opening()))
 	}
@@ -134,6 +136,14 @@ func (p *printer) first(f first, mine *replay.Report) {
 		p.line("  only in theirs: %s", row)
 	}
 	p.line("")
+}
+
+// partial says what keeps differs from telling everything; "": nothing.
+func (f first) partial(mine *replay.Report) string {
+	if f.report == nil || mine == nil || !f.report.OpeningLeftOut() && !mine.OpeningLeftOut() {
+		return ""
+	}
+	return "rows that open did not fit in one of the reports, and are not compared"
 }
 
 // differs returns the rows that only one of the two reports opens; without both of them there are none.

@@ -7,10 +7,12 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -106,6 +108,7 @@ func (a *app) runServer(ctx context.Context, file, level string) error {
 		return err
 	}
 	a.holdsSecrets()
+	signal.Ignore(syscall.SIGPIPE) // whoever reads the log or an export may go: the broker serves on
 	defer runtime.KeepAlive(ballast(whileServing))
 	s, err := server.Open(ctx, cfg, server.Options{Log: log})
 	if err != nil {

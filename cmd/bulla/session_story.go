@@ -184,7 +184,7 @@ func storyText(w io.Writer, story []entryJSON, erased int) error {
 		p.line("\n%s  %s", at.Format("2006-01-02 15:04:05.000"), e.What)
 		p.line("  event %d, %s, %s", e.Index, e.Event, e.Kind)
 		for _, d := range e.Details {
-			p.line("%s", "    "+strings.ReplaceAll(show.Wrap(d, show.Width-6), "\n", "\n      "))
+			p.lines("    " + strings.ReplaceAll(show.Wrap(d, show.Width-6), "\n", "\n      "))
 		}
 	}
 	return p.err

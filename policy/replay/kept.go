@@ -38,6 +38,10 @@ func ParseReport(text []byte) (Report, error) {
 	return r, nil
 }
 
+// Narrowed says that the report leaves out what is not about one principal or one secret, so that nothing is to be promoted
+// on it.
+func (r Report) Narrowed() bool { return r.Principal != "" || r.Secret != "" }
+
 // Within is the report cut to size bytes: of its rows those that open least are left out, and counted in LeftOut. The
 // numbers of the matrix stay.
 func (r Report) Within(size int) (Report, error) {
@@ -64,6 +68,17 @@ func (r Report) Within(size int) (Report, error) {
 			r.LeftOut += n
 		}
 	}
+}
+
+// OpeningLeftOut says that Within left out rows that open.
+func (r Report) OpeningLeftOut() bool {
+	recorded, _ := r.Opens()
+	for _, g := range r.Groups {
+		if g.Opens() {
+			recorded -= min(recorded, g.Count)
+		}
+	}
+	return recorded > 0 || r.LeftOutPairs > 0
 }
 
 // drop is how many rows to take from the end: a sixteenth of them at most, and all of one kind.

@@ -20,6 +20,9 @@ type Report struct {
 	Candidate string `json:"candidate"` // digests, in hexadecimal
 	Active    string `json:"active"`    // the revision that the sweep compares with
 	Engine    string `json:"engine"`
+	// Principal and Secret are what it was narrowed to: it says nothing about all else.
+	Principal string `json:"principal,omitempty"`
+	Secret    string `json:"secret,omitempty"`
 
 	// The recorded decisions that were judged again.
 	Decisions uint64 `json:"decisions"`

@@ -72,8 +72,8 @@ func WhatIf(ctx context.Context, opts WhatIfOptions, seq iter.Seq2[Recorded, err
 	w := &whatIf{opts: opts, groups: map[string]*Group{}, samples: newSamples(), exercised: map[string]bool{}}
 	digest := opts.Candidate.Digest()
 	w.report = Report{
-		Format: ReportFormat, Candidate: hex.EncodeToString(digest[:]), Engine: policy.EngineVersion(), FirstIdx: -1, LastIdx: -1,
-		Skipped: map[string]uint64{}, Groups: []Group{},
+		Format: ReportFormat, Candidate: hex.EncodeToString(digest[:]), Engine: policy.EngineVersion(),
+		Principal: opts.Principal, Secret: opts.Secret, FirstIdx: -1, LastIdx: -1, Skipped: map[string]uint64{}, Groups: []Group{},
 	}
 	var err error
 	if w.book.candidate, err = readFacts(opts.Candidate.Archive()); err != nil {

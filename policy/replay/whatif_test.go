@@ -256,6 +256,28 @@ func TestSweepFindsWhatNobodyAsked(t *testing.T) {
 	}
 }
 
+// TestNarrowedReportSaysSo: a report about a part is not taken for one about everything.
+func TestNarrowedReportSaysSo(t *testing.T) {
+	t.Parallel()
+	old, candidate := bundle(t), bundle(t, "data/grants.yaml", "", grantStranger)
+	for _, opts := range []replay.WhatIfOptions{{Principal: domain + "nobody"}, {Secret: "demo/none"}} {
+		opts.Library, opts.Candidate = library(old), candidate
+		r, err := replay.WhatIf(t.Context(), opts, sequence(recorded(t, old, 0, delivery("stranger", "demo/a", "standard"))), func() (replay.Base, error) {
+			return replay.Base{Active: old}, nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		again, err := replay.ParseReport(encoded(t, r))
+		if recorded, pairs := again.Opens(); err != nil || recorded != 0 || pairs != 0 || !again.Narrowed() {
+			t.Errorf("%+v, %v", again, err)
+		}
+	}
+	if whatIf(t, old, candidate).Narrowed() {
+		t.Error("a report about everything says that it is about a part")
+	}
+}
+
 // TestSweepIsInconclusive: a candidate that reads what no context has is not taken for one that denies.
 func TestSweepIsInconclusive(t *testing.T) {
 	t.Parallel()

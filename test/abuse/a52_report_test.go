@@ -13,6 +13,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/policy/replay"
+	"github.com/bulla-project/bulla/test/rig"
 )
 
 // reportOn is a small report about a candidate, with a word of its own.
@@ -45,8 +46,23 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 	active := of[event.RevisionActivated](r.Events())[0].Digest.String()
 	hers, his := reportOn(t, digest, active, "hers"), reportOn(t, digest, active, "his")
 	sum := sha256.Sum256(hers)
+	var narrowed [2][]byte
+	for i := range narrowed {
+		part, err := replay.ParseReport(hers)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if part.Principal = "spiffe://dev.bulla.test/x"; i == 1 {
+			part.Principal, part.Secret = "", "demo/a"
+		}
+		if narrowed[i], err = part.Encode(); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, in := range map[string]*bullav1.PromoteRequest{
 		"nothing":                {},
+		"about one principal":    {Report: narrowed[0]},
+		"about one secret":       {Report: narrowed[1]},
 		"no report":              {Report: []byte("{}")},
 		"too large":              {Report: bytes.Repeat([]byte("x"), replay.MaxReport+1)},
 		"not canonical":          {Report: append([]byte(" "), hers...)},
@@ -95,6 +111,24 @@ func TestAbuse_A52_reports_are_kept(t *testing.T) {
 		t.Errorf("%+v", a)
 	}
 	r.Check()
+}
+
+// Who may not promote has no report read, however much there is in it, and learns nothing of what is wrong with it.
+func TestAbuse_A42_reports_of_strangers(t *testing.T) {
+	t.Parallel()
+	r := rig.Start(t, rig.Config{})
+	digest := strings.Repeat("0", 63) + "1"
+	for name, report := range map[string][]byte{
+		"no report": []byte("{}"),
+		"wide":      []byte(`{"groups":[` + strings.Repeat("{},", replay.MaxReport/3-10) + `{}]}`),
+	} {
+		before := len(of[event.DecisionDenied](r.Events()))
+		_, err := revisionsOf(r, "stranger").Promote(t.Context(), &bullav1.PromoteRequest{Digest: digest, Report: report})
+		code(t, err, codes.PermissionDenied, "")
+		if n := len(of[event.DecisionDenied](r.Events())) - before; n != 1 {
+			t.Errorf("%s: %d denials are recorded", name, n)
+		}
+	}
 }
 
 // A second person without a report relies on the first one's, which can be found from what is active.

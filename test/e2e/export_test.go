@@ -1,15 +1,20 @@
 package e2e
 
 import (
+	"bufio"
 	"cmp"
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/bulla-project/bulla/audit/sink/cloudwatch/xtest"
 	"github.com/bulla-project/bulla/test/awsfake"
+	binary "github.com/bulla-project/bulla/test/xtest"
 )
 
 // exportedEvent is what an OCSF line says of its place in the log.
@@ -108,4 +113,48 @@ func TestExportToCloudWatch(t *testing.T) {
 	if r := run(t, env, args...).want(t, failed); !strings.Contains(r.stderr, "logs:PutLogEvents") {
 		t.Errorf("%s", r.stderr)
 	}
+}
+
+// TestExportOutlivesItsReader: a broker whose stdout nobody reads any more goes on serving.
+func TestExportOutlivesItsReader(t *testing.T) {
+	t.Parallel()
+	s := newSite(t)
+	config := s.path("server.yaml")
+	write(t, config, serverConfig+"export:\n  sinks:\n    - name: collector\n      stdout: true\n", 0o600)
+	run(t, nil, "server", "init", "--config", config).want(t, done)
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &process{cmd: exec.Command(binary.Binary(t), "server", "run", "--config", config), ended: make(chan struct{})}
+	p.cmd.Env, p.cmd.Stdout, p.cmd.Stderr = environment{}.list(t), w, &p.stderr
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { // ends with the process
+		_ = p.cmd.Wait() // how it ended is in ProcessState
+		close(p.ended)
+	}()
+	t.Cleanup(p.kill)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(r).ReadString('\n'); err != nil || len(exportedEvents([]string{line})) != 1 {
+		t.Fatalf("%q, %v", line, err)
+	}
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var at []string
+	until(t, "the broker serves", func() bool { at = serving.FindStringSubmatch(p.stderr.String()); return at != nil || !p.running() })
+	if at != nil {
+		// Which is an event, and has to be written.
+		_ = command{stdin: []byte("x"), args: append(s.as(t, "bulla/operator", at[1]), "secret", "put", "shop/db", "--class", "standard")}.bulla(t)
+		until(t, "the export fails", func() bool { return strings.Contains(p.stderr.String(), "the export waits") || !p.running() })
+	}
+	if !p.running() {
+		t.Fatalf("the broker has ended: %v", p.cmd.ProcessState)
+	}
+	run(t, nil, "server", "healthcheck", "--addr", at[2]).want(t, done)
 }
