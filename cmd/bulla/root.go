@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -113,7 +114,12 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetHelpFunc(a.help)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage("%s: see `%s --help`", err, c.CommandPath())
+		text := err.Error()
+		var number *strconv.NumError // its words are for programmers
+		if errors.As(err, &number) {
+			text = strings.ReplaceAll(text, number.Error(), number.Err.Error())
+		}
+		return usage("%s: see `%s --help`", text, c.CommandPath())
 	})
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", outputText, "text or json")

@@ -217,7 +217,7 @@ func newShareCombineCommand(a *app) *cobra.Command {
 
 func (a *app) combine(pkg string, paths []string, out string) error {
 	if out != "" {
-		if err := checkOut(out); err != nil {
+		if err := checkOut("--out", out); err != nil {
 			return err
 		}
 	}
