@@ -166,6 +166,15 @@ func TestTablesFit(t *testing.T) {
 		"revisions": func(a *app) error {
 			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: digest, Sequence: 1000000, Active: true, ActivatedAt: timestamppb.Now(), Note: long}}}, nil)
 		},
+		"rounds": func(a *app) error {
+			r := client.Round{ID: s.GetId(), Kind: "approval", Requester: s.GetPrincipal(), Secret: long, Version: 4294967295, Approvals: 15, Needed: 16}
+			answered := r
+			answered.Kind, answered.Answered = "split", "approved"
+			return roundTable(a.stdout, [][]string{roundRow(r), roundRow(answered)})
+		},
+		"holds": func(a *app) error {
+			return holdTable(a.stdout, [][]string{{"everything", long, "2026-01-31 12:00", "/" + long, long}})
+		},
 	} {
 		var out bytes.Buffer
 		if err := print(&app{stdout: &out}); err != nil {
@@ -176,7 +185,7 @@ func TestTablesFit(t *testing.T) {
 				t.Errorf("%s: %d columns: %s", name, n, line)
 			}
 		}
-		if name == "sessions" && !strings.Contains(out.String(), s.Id) || name == "devices" && !strings.Contains(out.String(), device.Id) {
+		if (name == "sessions" || name == "rounds") && !strings.Contains(out.String(), s.Id) || name == "devices" && !strings.Contains(out.String(), device.Id) {
 			t.Errorf("%s: the id is not whole:\n%s", name, out.String())
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -161,6 +162,9 @@ func (a *app) listSessions(c *cobra.Command, in *bullav1.ListSessionsRequest) er
 		if _, err := session.ParseState(s); err != nil {
 			return usage("--state: %v", err)
 		}
+	}
+	if err := cmp.Or(checkPrincipal("--principal", in.GetPrincipal()), checkSecret("--secret", in.GetSecret()), checkDevice("--device", in.GetDevice())); err != nil {
+		return err
 	}
 	if in.GetBefore() != "" {
 		if _, err := event.ParseID(in.GetBefore()); err != nil {
