@@ -219,3 +219,13 @@ func TestEveryCommandHasHelp(t *testing.T) {
 	}
 	walk(root)
 }
+
+// TestFindingsStandInColumns: also beside the longest name that there is.
+func TestFindingsStandInColumns(t *testing.T) {
+	var out bytes.Buffer
+	err := findingText(&out, []finding{{Name: "broker: log", OK: true, Detail: "well"}, {Name: "broker: live sessions", Detail: "held", Hint: "decide"}})
+	want := "ok      broker: log            well\nFAILED  broker: live sessions  held\n                               decide\n"
+	if err != nil || out.String() != want {
+		t.Errorf("got %q, %v", out.String(), err)
+	}
+}
