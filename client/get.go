@@ -66,7 +66,7 @@ func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secr
 		switch {
 		case !approved && refused.approvable():
 			if err := c.awaitApproval(ctx, q); err != nil {
-				return nil, fmt.Errorf("get %s: %w", name, err)
+				return nil, err
 			}
 			satisfied, approved = false, true // an attestation may have become too old meanwhile
 			continue
@@ -76,7 +76,7 @@ func (c *Client) Get(ctx context.Context, name string, opts ...GetOption) (*Secr
 		factors, more, failed := c.satisfy(ctx, refused)
 		switch {
 		case failed != nil:
-			return nil, fmt.Errorf("get %s: %w", name, failed)
+			return nil, failed
 		case !more:
 			return nil, err
 		}

@@ -36,6 +36,9 @@ type Revision struct {
 	At       time.Time
 }
 
+// KindErased is the kind of what stands for an event that was erased.
+const KindErased = "erased"
+
 // Reader follows the events of a ledger from its first one on. The zero value is ready.
 type Reader struct {
 	secrets  map[string]Secret
@@ -57,7 +60,7 @@ func (r *Reader) Add(index int64, e event.Event) []replay.Recorded {
 		r.secrets, r.sequence, r.signals = map[string]Secret{}, map[uint64]event.Digest{}, map[event.ID][]byte{}
 	}
 	if e.Body == nil {
-		return []replay.Recorded{{Index: index, Kind: "erased", Gap: "it was erased: the log proves only that there was an event"}}
+		return []replay.Recorded{{Index: index, Kind: KindErased, Gap: "it was erased: the log proves only that there was an event"}}
 	}
 	before := r.last
 	r.follow(e)

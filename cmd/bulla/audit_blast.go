@@ -117,6 +117,9 @@ func newBlastJSON(b *bullav1.BlastRadius) blastJSON {
 func (a *app) blastRadius(c *cobra.Command, in *bullav1.BlastRadiusRequest) error {
 	var answer *bullav1.BlastRadius
 	err := a.withStream(c, a.timeout, func(ctx context.Context, conn *grpc.ClientConn, alive func()) error {
+		if err := completed(ctx, conn, in.GetAbout()); err != nil {
+			return err
+		}
 		stream, err := bullav1.NewQuestionsClient(conn).BlastRadius(ctx, in)
 		if err != nil {
 			return err

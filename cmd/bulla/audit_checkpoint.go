@@ -68,7 +68,7 @@ func (a *app) checkpoint(c *cobra.Command, f checkpointFlags) error {
 		return usage("--log-key is missing: name the file with the log's key, which the broker writes as log.pub")
 	}
 	if c.Flags().Changed("out") {
-		if err := checkOut(f.out); err != nil {
+		if err := checkOut("--out", f.out); err != nil {
 			return err
 		}
 	}

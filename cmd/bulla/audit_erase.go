@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -57,6 +59,9 @@ type eraseAnswer struct {
 func (a *app) erase(c *cobra.Command, in *eraseFlags) error {
 	if in.subject == "" {
 		return usage("--subject is missing: name the SPIFFE ID of the principal")
+	}
+	if err := checkPrincipal("--subject", in.subject); err != nil {
+		return err
 	}
 	if !in.dryRun {
 		if err := checkReason(in.reason); err != nil {
@@ -154,7 +159,7 @@ func (in *holdFlags) request() (*bullav1.HoldRequest, error) {
 	if named != 1 {
 		return nil, usage("name exactly one of: --subject, --secret, --everything")
 	}
-	return out, checkReason(in.reason)
+	return out, cmp.Or(checkPrincipal("--subject", in.subject), checkSecret("--secret", in.secret), checkReason(in.reason))
 }
 
 func newAuditHoldChange(a *app, add bool) *cobra.Command {
@@ -212,7 +217,7 @@ func (a *app) changeHold(c *cobra.Command, in *holdFlags, add bool) error {
 		if add {
 			verb = "held: "
 		}
-		_, err := fmt.Fprintln(w, verb+show.Text(changed.GetSelector()+" "+changed.GetValue()))
+		_, err := fmt.Fprintln(w, verb+show.Text(strings.TrimSpace(changed.GetSelector()+" "+changed.GetValue())))
 		return err
 	})
 }
@@ -228,7 +233,7 @@ func newAuditHoldListCommand(a *app) *cobra.Command {
 }
 
 func (a *app) listHolds(c *cobra.Command) error {
-	holds := []holdJSON{}
+	holds, rows := []holdJSON{}, [][]string{}
 	err := a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) error {
 		for after := ""; ; {
 			page, err := bullav1.NewErasuresClient(conn).ListHolds(ctx, &bullav1.ListHoldsRequest{After: after})
@@ -237,6 +242,7 @@ func (a *app) listHolds(c *cobra.Command) error {
 			}
 			for _, h := range page.GetHolds() {
 				holds = append(holds, holdOf(h))
+				rows = append(rows, []string{h.GetSelector(), pathOf(h.GetValue()), minute(h.GetPlacedAt()), pathOf(h.GetPlacedBy()), h.GetReason()})
 			}
 			if page.GetNext() == "" {
 				return nil
@@ -251,10 +257,12 @@ func (a *app) listHolds(c *cobra.Command) error {
 		return fmt.Errorf("list the legal holds: %w", err)
 	}
 	return a.print(holds, func(w io.Writer) error {
-		rows := make([][]string, 0, len(holds))
-		for _, h := range holds {
-			rows = append(rows, []string{h.Selector, h.Value, h.PlacedAt, pathOf(h.PlacedBy), h.Reason})
-		}
-		return show.Table(w, []show.Column{{Title: "ON"}, {Title: "VALUE"}, {Title: "SINCE"}, {Title: "BY"}, {Title: "REASON"}}, rows)
+		return holdTable(w, rows)
 	})
+}
+
+// holdTable fits a terminal: 10 + 18 + 16 + 11 + 17 and four gaps of two are 80.
+func holdTable(w io.Writer, rows [][]string) error {
+	columns := []show.Column{{Title: "ON", Max: 10}, {Title: "VALUE", Max: 18}, {Title: "SINCE (UTC)", Max: 16}, {Title: "BY", Max: 11}, {Title: "REASON", Max: 17}}
+	return show.Table(w, columns, rows)
 }

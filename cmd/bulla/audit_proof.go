@@ -165,8 +165,10 @@ func proofText(w io.Writer, r sessionproof.Report) error {
 		{Name: "grade", Value: r.Grade},
 		{Name: "issued", Value: r.Issued.Time().Format(time.RFC3339)},
 		{Name: "envelope", Value: r.EnvelopeDigest.String()},
-		{Name: "policy", Value: fmt.Sprintf("%s, revision %d", r.PolicyDigest, r.PolicySequence)},
-		{Name: "log", Value: fmt.Sprintf("%s, %d entries, root %s", r.Origin, r.Size, r.Root)},
+		{Name: "policy", Value: r.PolicyDigest.String()},
+		{Name: "revision", Value: fmt.Sprint(r.PolicySequence)},
+		{Name: "log", Value: fmt.Sprintf("%s, %d entries", r.Origin, r.Size)},
+		{Name: "root", Value: r.Root},
 	}
 	if err := show.Fields(w, fields); err != nil {
 		return err

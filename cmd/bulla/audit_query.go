@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -24,7 +25,7 @@ func (f *aboutFlags) add(c *cobra.Command) {
 	flags.StringVar(&f.principal, "principal", "", "what this SPIFFE ID got, or was refused")
 	flags.StringVar(&f.secret, "secret", "", "who got this secret, or was refused it")
 	flags.StringVar(&f.device, "device", "", "what was delivered on the word of this device")
-	flags.StringVar(&f.revision, "revision", "", "what this policy revision decided (its digest)")
+	flags.StringVar(&f.revision, "revision", "", "what this policy revision decided (its digest, or the first digits)")
 	f.addTimes(c)
 }
 
@@ -35,8 +36,11 @@ func (f *aboutFlags) addTimes(c *cobra.Command) {
 
 // request reads the flags.
 func (f *aboutFlags) request(now time.Time) (*bullav1.About, error) {
+	err := cmp.Or(checkPrincipal("--principal", f.principal), checkSecret("--secret", f.secret), checkDevice("--device", f.device), checkRevision("--revision", f.revision))
+	if err != nil {
+		return nil, err
+	}
 	out := &bullav1.About{Principal: f.principal, Secret: f.secret, Device: f.device, Revision: f.revision}
-	var err error
 	if out.Since, err = parseWhen("--since", f.since, now); err != nil {
 		return nil, err
 	}
@@ -47,6 +51,14 @@ func (f *aboutFlags) request(now time.Time) (*bullav1.About, error) {
 		return nil, usage("--until is not after --since")
 	}
 	return out, nil
+}
+
+// completed asks the broker for the whole digest of the revision that is meant, where a few digits were given.
+func completed(ctx context.Context, conn *grpc.ClientConn, about *bullav1.About) (err error) {
+	if about.GetRevision() != "" {
+		about.Revision, err = fullDigest(ctx, conn, about.GetRevision())
+	}
+	return err
 }
 
 // parseWhen reads a time: a span back from now, in Go's units or in days, a day in UTC, or RFC 3339. nil: none was given.
@@ -188,6 +200,9 @@ func (a *app) query(c *cobra.Command, in *bullav1.QueryRequest) error {
 // queryPage asks for one page, which has the whole --timeout.
 func (a *app) queryPage(c *cobra.Command, in *bullav1.QueryRequest) (reply *bullav1.QueryReply, err error) {
 	err = a.withBroker(c, func(ctx context.Context, conn *grpc.ClientConn) (err error) {
+		if err := completed(ctx, conn, in.GetAbout()); err != nil {
+			return err
+		}
 		reply, err = bullav1.NewQuestionsClient(conn).Query(ctx, in)
 		return err
 	})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc"
@@ -90,16 +91,20 @@ func (a *app) doctor(parent context.Context) error {
 }
 
 func findingText(w io.Writer, findings []finding) error {
+	width := 0
+	for _, f := range findings {
+		width = max(width, utf8.RuneCountInString(show.Text(f.Name)))
+	}
 	for _, f := range findings {
 		verdict := "ok    "
 		if !f.OK {
 			verdict = "FAILED"
 		}
-		if _, err := fmt.Fprintf(w, "%s  %-16s  %s\n", verdict, show.Text(f.Name), show.Lines(f.Detail)); err != nil {
+		if _, err := fmt.Fprintf(w, "%s  %-*s  %s\n", verdict, width, show.Text(f.Name), show.Lines(f.Detail)); err != nil {
 			return err
 		}
 		if f.Hint != "" && !f.OK {
-			if _, err := fmt.Fprintf(w, "%26s%s\n", "", show.Lines(f.Hint)); err != nil {
+			if _, err := fmt.Fprintf(w, "%*s%s\n", len(verdict)+width+4, "", show.Lines(f.Hint)); err != nil {
 				return err
 			}
 		}

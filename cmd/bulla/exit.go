@@ -136,7 +136,7 @@ func denialHint(r *client.Refusal) string {
 	case want.Attestation != nil:
 		return "the policy wants a fresh attestation of a device that is enrolled for this identity: set BULLA_TPM to a TPM's address"
 	case len(r.Reasons) == 0 && r.SupportID != "":
-		return "an auditor of the broker finds the reasons under the support id, with `bulla audit tail`"
+		return "an auditor of the broker sees how it came about with `bulla session replay " + show.Text(r.SupportID) + " --explain`"
 	}
 	return ""
 }

@@ -107,31 +107,31 @@ func (f getFlags) options(c *cobra.Command) ([]client.GetOption, error) {
 		opts = append(opts, client.WithGrade("proxied"))
 	}
 	if c.Flags().Changed("keep-reply") {
-		if err := checkOut(f.keep); err != nil {
+		if err := checkOut("--keep-reply", f.keep); err != nil {
 			return nil, err
 		}
 	}
 	if c.Flags().Changed("out") {
-		return opts, checkOut(f.out)
+		return opts, checkOut("--out", f.out)
 	}
 	return opts, nil
 }
 
-// checkOut makes sure that a secret can be put there, before it is asked for.
-func checkOut(path string) error {
+// checkOut makes sure that the file which a flag names can be written, before anything is asked for.
+func checkOut(flag, path string) error {
 	if info, err := os.Stat(filepath.Dir(path)); err != nil {
-		return usage("--out: %v", err)
+		return usage("%s: %v", flag, err)
 	} else if path == "" || !info.IsDir() {
-		return usage("--out: %q can't be a file", path)
+		return usage("%s: %q can't be a file", flag, path)
 	}
 	info, err := os.Lstat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return usage("--out: %v", err)
+		return usage("%s: %v", flag, err)
 	case !info.Mode().IsRegular():
-		return usage("--out: %s is not a regular file, and links are not followed: name another one", path)
+		return usage("%s: %s is not a regular file, and links are not followed: name another one", flag, path)
 	}
 	return nil
 }

@@ -180,7 +180,7 @@ func TestOutIsNeverALink(t *testing.T) {
 		plain: true, filepath.Join(dir, "new"): true, link: false, lost: false, dir: false, "": false,
 		filepath.Join(dir, "none", "new"): false, filepath.Join(plain, "new"): false, os.DevNull: false,
 	} {
-		if err := checkOut(path); (err == nil) != ok {
+		if err := checkOut("--out", path); (err == nil) != ok {
 			t.Errorf("checkOut(%q) = %v, want ok %v", path, err, ok)
 		}
 	}

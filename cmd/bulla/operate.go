@@ -52,6 +52,9 @@ func newSignCommand(a *app) *cobra.Command {
 			"and gives r and s as ES256 of JOSE has them, or with --der as OpenSSL and X.509 do.",
 		"  bulla sign demo/signing <release.txt >release.sig\n  bulla sign demo/signing --der <release.txt >release.der",
 		func(ctx context.Context, s *client.Secret, input []byte) (operated, []byte, error) {
+			if err := f.derFits(s); err != nil {
+				return operated{}, nil, err
+			}
 			signature, err := s.Sign(ctx, input)
 			if err == nil && f.der {
 				signature, err = keys.EncodeDER(signature)
@@ -69,6 +72,9 @@ func newVerifyCommand(a *app) *cobra.Command {
 			"\"valid\", or fails with exit code 5.",
 		"  bulla verify demo/signing --signature release.sig <release.txt",
 		func(ctx context.Context, s *client.Secret, input []byte) (operated, []byte, error) {
+			if err := f.derFits(s); err != nil {
+				return operated{}, nil, err
+			}
 			d, check := operated{Operation: keys.Verify, Valid: new(bool)}, s.Verify
 			if s.KeyType() == secret.TypeHMACSHA256 {
 				d.Operation, check = keys.VerifyMAC, s.VerifyMAC
@@ -80,6 +86,15 @@ func newVerifyCommand(a *app) *cobra.Command {
 	c.Flags().StringVar(&f.signature, "signature", "", "file that holds the signature or the MAC, as sign and mac write them (required)")
 	c.Flags().BoolVar(&f.der, "der", false, "the file holds an ECDSA signature in ASN.1")
 	return c
+}
+
+// derFits refuses --der for signatures that are no ECDSA: X.509 and OpenSSL have those of Ed25519 as they are, and would take
+// none that was put into ASN.1.
+func (f *operateFlags) derFits(s *client.Secret) error {
+	if t := s.KeyType(); f.der && t != secret.TypeECDSAP256 {
+		return fmt.Errorf("%w: --der is for keys of type ecdsa-p256, and %s is of type %s: leave it out", client.ErrInvalid, s.Name, t)
+	}
+	return nil
 }
 
 func newMACCommand(a *app) *cobra.Command {

@@ -168,6 +168,15 @@ func TestTablesFit(t *testing.T) {
 		"revisions": func(a *app) error {
 			return a.printRevisions(&bullav1.ListRevisionsReply{Revisions: []*bullav1.Revision{{Digest: digest, Sequence: 1000000, Active: true, ActivatedAt: timestamppb.Now(), Note: long}}}, nil)
 		},
+		"rounds": func(a *app) error {
+			r := client.Round{ID: s.GetId(), Kind: "approval", Requester: s.GetPrincipal(), Secret: long, Version: 4294967295, Approvals: 15, Needed: 16}
+			answered := r
+			answered.Kind, answered.Answered = "split", "approved"
+			return roundTable(a.stdout, [][]string{roundRow(r), roundRow(answered)})
+		},
+		"holds": func(a *app) error {
+			return holdTable(a.stdout, [][]string{{"everything", long, "2026-01-31 12:00", "/" + long, long}})
+		},
 	} {
 		var out bytes.Buffer
 		if err := print(&app{stdout: &out}); err != nil {
@@ -178,7 +187,7 @@ func TestTablesFit(t *testing.T) {
 				t.Errorf("%s: %d columns: %s", name, n, line)
 			}
 		}
-		if name == "sessions" && !strings.Contains(out.String(), s.Id) || name == "devices" && !strings.Contains(out.String(), device.Id) {
+		if (name == "sessions" || name == "rounds") && !strings.Contains(out.String(), s.Id) || name == "devices" && !strings.Contains(out.String(), device.Id) {
 			t.Errorf("%s: the id is not whole:\n%s", name, out.String())
 		}
 	}
@@ -274,5 +283,15 @@ func TestFirstReportThatWasCut(t *testing.T) {
 	(&printer{w: &out}).first(first{proposal: &bullav1.Proposal{}, report: &whole}, &whole)
 	if text := out.String(); !strings.Contains(text, "opens the same 1 rows as theirs") {
 		t.Error(text)
+	}
+}
+
+// TestFindingsStandInColumns: also beside the longest name that there is.
+func TestFindingsStandInColumns(t *testing.T) {
+	var out bytes.Buffer
+	err := findingText(&out, []finding{{Name: "broker: log", OK: true, Detail: "well"}, {Name: "broker: live sessions", Detail: "held", Hint: "decide"}})
+	want := "ok      broker: log            well\nFAILED  broker: live sessions  held\n                               decide\n"
+	if err != nil || out.String() != want {
+		t.Errorf("got %q, %v", out.String(), err)
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"github.com/bulla-project/bulla/ledger/event"
 	"github.com/bulla-project/bulla/policy"
 	"github.com/bulla-project/bulla/policy/replay"
+	"github.com/bulla-project/bulla/secret"
 )
 
 // accessFlags are those of `policy access`.
@@ -39,7 +41,7 @@ func newPolicyAccessCommand(a *app) *cobra.Command {
 	fl.StringVar(&f.ask.Secret, "secret", "", "who could read this secret")
 	fl.StringVar(&f.ask.Principal, "principal", "", "what this SPIFFE ID could read; with --secret: whether it could read that")
 	fl.StringVar(&f.ask.Class, "class", "", "class of the secret, where it is to be another one than the record says")
-	fl.StringVar(&f.revision, "revision", "", "digest of the revision to ask, instead of the active one")
+	fl.StringVar(&f.revision, "revision", "", "digest of the revision to ask, or the first digits, instead of the active one")
 	fl.StringVar(&f.candidate, "candidate", "", "directory of a bundle to ask, instead of the active one")
 	a.addRecord(c, &f.record)
 	return c
@@ -52,10 +54,12 @@ func (a *app) access(c *cobra.Command, f accessFlags) error {
 	if f.revision != "" && f.candidate != "" {
 		return usage("--revision and --candidate exclude each other")
 	}
-	var digest event.Digest
-	if f.revision != "" {
-		if err := digest.UnmarshalText([]byte(f.revision)); err != nil {
-			return usage("--revision: %q is not a digest: it has 64 hexadecimal digits, see `bulla policy list -o json`", f.revision)
+	if err := cmp.Or(checkPrincipal("--principal", f.ask.Principal), checkSecret("--secret", f.ask.Secret), checkRevision("--revision", f.revision)); err != nil {
+		return err
+	}
+	if f.ask.Class != "" {
+		if _, err := secret.ParseClass(f.ask.Class); err != nil {
+			return usage("--class: %v", err)
 		}
 	}
 	var answer replay.Access
@@ -65,7 +69,7 @@ func (a *app) access(c *cobra.Command, f accessFlags) error {
 		library := replay.NewLibrary(rec.archives)
 		var err error
 		answer, err = replay.WhoCould(ctx, f.ask, decided(rec.events, reader, time.Time{}, delivers), func() (replay.Base, error) {
-			rev, err := a.asked(ctx, f, digest, reader, library)
+			rev, err := a.asked(ctx, f, rec, reader, library)
 			return replay.Base{Active: rev, Secrets: secretFacts(reader)}, err
 		})
 		return err
@@ -77,12 +81,23 @@ func (a *app) access(c *cobra.Command, f accessFlags) error {
 }
 
 // asked is the revision that the command asks.
-func (a *app) asked(ctx context.Context, f accessFlags, digest event.Digest, reader *decisions.Reader, library *replay.Library) (*policy.Revision, error) {
-	if f.candidate != "" {
+func (a *app) asked(ctx context.Context, f accessFlags, rec record, reader *decisions.Reader, library *replay.Library) (*policy.Revision, error) {
+	switch {
+	case f.candidate != "":
 		return openBundle(ctx, "--candidate", f.candidate)
+	case f.revision == "":
+		return library.Revision(ctx, reader.Active().Digest)
 	}
-	if digest.IsZero() {
-		digest = reader.Active().Digest
+	name := f.revision
+	if rec.conn != nil {
+		var err error
+		if name, err = fullDigest(ctx, rec.conn, name); err != nil {
+			return nil, err
+		}
+	}
+	var digest event.Digest
+	if err := digest.UnmarshalText([]byte(name)); err != nil {
+		return nil, usage("--revision: %q is not a whole digest: with --export it has 64 hexadecimal digits", name)
 	}
 	return library.Revision(ctx, digest)
 }

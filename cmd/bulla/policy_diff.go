@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -71,6 +72,9 @@ func localBundle(name string) (b bundleFiles, ok bool, err error) {
 }
 
 func (a *app) diffPolicies(c *cobra.Command, args []string) error {
+	if slices.Contains(args, "") { // as of a variable that is not set: the active one would be compared with itself
+		return usage("%s: the name of a revision is empty: %s", c.CommandPath(), c.UseLine())
+	}
 	names := args
 	if len(names) == 1 {
 		names = []string{"", args[0]}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"fmt"
@@ -71,6 +72,9 @@ func openBundle(ctx context.Context, flag, dir string) (*policy.Revision, error)
 func (a *app) whatIf(c *cobra.Command, f whatIfFlags) error {
 	if f.candidate == "" {
 		return usage("--candidate is missing: name the directory of a bundle")
+	}
+	if err := cmp.Or(checkPrincipal("--principal", f.principal), checkSecret("--secret", f.secret)); err != nil {
+		return err
 	}
 	since, err := parseSince(f.record.since, time.Now())
 	if err != nil {

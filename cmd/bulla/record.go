@@ -187,7 +187,8 @@ func decided(
 	}
 }
 
-// parseSince reads how far back to look: 24h, 7d, or a moment such as 2026-01-31T12:00:00Z. "" is all of it.
+// parseSince reads how far back to look: 24h, 7d, a day in UTC such as 2026-01-31, or a moment such as
+// 2026-01-31T12:00:00Z. "" is all of it.
 func parseSince(text string, now time.Time) (time.Time, error) {
 	if text == "" {
 		return time.Time{}, nil
@@ -200,10 +201,12 @@ func parseSince(text string, now time.Time) (time.Time, error) {
 	if d, err := time.ParseDuration(text); err == nil && d > 0 {
 		return now.Add(-d), nil
 	}
-	if t, err := time.Parse(time.RFC3339, text); err == nil {
-		return t, nil
+	for _, layout := range []string{time.RFC3339, time.DateOnly} {
+		if t, err := time.Parse(layout, text); err == nil {
+			return t, nil
+		}
 	}
-	return time.Time{}, usage("--since is %q: say how far back, such as 24h or 7d, or a moment such as 2026-01-31T12:00:00Z", text)
+	return time.Time{}, usage("--since is %q: say how far back, such as 24h or 7d, or from when on: a day (2026-01-31) or a moment (2026-01-31T12:00:00Z)", text)
 }
 
 // counting shows progress in decisions.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strconv"
 	"strings"
 	"time"
 
@@ -113,7 +114,12 @@ func newRootCommand(a *app) *cobra.Command {
 	root.SetHelpCommand(newHelpCommand(root))
 	root.SetHelpFunc(a.help)
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usage("%s: see `%s --help`", err, c.CommandPath())
+		text := err.Error()
+		var number *strconv.NumError // its words are for programmers
+		if errors.As(err, &number) {
+			text = strings.ReplaceAll(text, number.Error(), number.Err.Error())
+		}
+		return usage("%s: see `%s --help`", text, c.CommandPath())
 	})
 	flags := root.PersistentFlags()
 	flags.StringVarP(&a.output, "output", "o", outputText, "text or json")
@@ -160,10 +166,24 @@ func unknownCommand(c *cobra.Command, args []string) error {
 	if len(args) == 0 {
 		return usage("%s needs a command: %s", c.CommandPath(), strings.Join(names, ", "))
 	}
+	if elsewhere := commandsNamed(c.Root(), args[0]); len(elsewhere) > 0 {
+		return usage("unknown command %q for %s: did you mean %s?", args[0], c.CommandPath(), strings.Join(elsewhere, " or "))
+	}
 	if near := c.SuggestionsFor(args[0]); len(near) > 0 {
 		return usage("unknown command %q for %s: did you mean %s?", args[0], c.CommandPath(), strings.Join(near, " or "))
 	}
 	return usage("unknown command %q for %s: there are %s", args[0], c.CommandPath(), strings.Join(names, ", "))
+}
+
+// commandsNamed are the commands below c that have just this name, such as `bulla get` for who looks for it in another group.
+func commandsNamed(c *cobra.Command, name string) (paths []string) {
+	for _, s := range c.Commands() {
+		if s.Name() == name && s.IsAvailableCommand() {
+			paths = append(paths, "`"+s.CommandPath()+"`")
+		}
+		paths = append(paths, commandsNamed(s, name)...)
+	}
+	return paths
 }
 
 // argument makes the check that a command got exactly the arguments that it names, such as "NAME".

@@ -47,7 +47,7 @@ func newSecretPutCommand(a *app) *cobra.Command {
 			"  bulla secret put demo/root --class standard --split 2 --holder spiffe://dev.bulla.test/custodian-1 \\\n" +
 			"    --holder spiffe://dev.bulla.test/custodian-2 --holder spiffe://dev.bulla.test/custodian-3 --share-dir shares < root.key\n" +
 			"  bulla secret put demo/token --class standard --prompt",
-		Args: argument("NAME"), ValidArgsFunction: cobra.NoFileCompletions,
+		Args: nameAlone, ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, args []string) error { return a.putSecret(c, args[0], class, prompt, s) },
 	}
 	c.Flags().StringVar(&class, "class", "", "sensitivity, as the policy names it, such as standard or high")
@@ -55,6 +55,15 @@ func newSecretPutCommand(a *app) *cobra.Command {
 	s.add(c)
 	a.addIdentity(c)
 	return c
+}
+
+// nameAlone wants the name of the secret. What stands beside it may be the value: an error that repeats it would carry it into
+// logs.
+func nameAlone(c *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usage("%s takes a NAME and nothing else: the value comes from stdin or --prompt, since others can read arguments; if there was one, change it", c.CommandPath())
+	}
+	return argument("NAME")(c, args)
 }
 
 func (a *app) putSecret(c *cobra.Command, name, class string, prompt bool, s splitFlags) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -162,6 +163,9 @@ func (a *app) listSessions(c *cobra.Command, in *bullav1.ListSessionsRequest) er
 			return usage("--state: %v", err)
 		}
 	}
+	if err := cmp.Or(checkPrincipal("--principal", in.GetPrincipal()), checkSecret("--secret", in.GetSecret()), checkDevice("--device", in.GetDevice())); err != nil {
+		return err
+	}
 	if in.GetBefore() != "" {
 		if _, err := event.ParseID(in.GetBefore()); err != nil {
 			return usage("--before: %q is not the id of a session", in.GetBefore())
@@ -194,7 +198,11 @@ func (a *app) listSessions(c *cobra.Command, in *bullav1.ListSessionsRequest) er
 func sessionTable(w io.Writer, sessions []*bullav1.Session) error {
 	var rows [][]string
 	for _, s := range sessions {
-		rows = append(rows, []string{s.GetId(), s.GetState(), pathOf(s.GetPrincipal()), s.GetSecret() + "@" + strconv.FormatUint(uint64(s.GetVersion()), 10)})
+		what := s.GetSecret() + "@" + strconv.FormatUint(uint64(s.GetVersion()), 10)
+		if s.GetErased() != 0 {
+			what = "erased"
+		}
+		rows = append(rows, []string{s.GetId(), s.GetState(), pathOf(s.GetPrincipal()), what})
 	}
 	return show.Table(w, []show.Column{{Title: "SESSION", Max: 36}, {Title: "STATE", Max: 11}, {Title: "PRINCIPAL", Max: 13}, {Title: "SECRET", Max: 14}}, rows)
 }

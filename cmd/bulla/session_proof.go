@@ -111,7 +111,7 @@ func (a *app) proveSession(c *cobra.Command, id, out, keyFile, since string) err
 func (a *app) proofTarget(c *cobra.Command, out string) error {
 	switch {
 	case c.Flags().Changed("out"):
-		return checkOut(out)
+		return checkOut("--out", out)
 	case isTerminal(a.stdout): // its one spelling has no escapes for what a terminal would obey
 		return usage("the proof is not for a terminal: name a file with --out FILE, or have another program read it")
 	}

@@ -94,7 +94,7 @@ func newResultJSON(r replay.Result) resultJSON {
 	return out
 }
 
-// replayAnswer is the answer of `session replay`. With --all only what does not match is listed.
+// replayAnswer is the answer of `session replay`. With --all only what does not match is listed, and never what was erased.
 type replayAnswer struct {
 	OK            bool              `json:"ok"`
 	Engine        string            `json:"engine"`
@@ -108,8 +108,20 @@ type replayAnswer struct {
 	Omitted       uint64            `json:"omitted"` // results beyond the limit
 }
 
-// maxResults bounds what --all lists.
+// maxResults bounds what is listed, and what does not match by itself.
 const maxResults = 1000
+
+// lists says whether a result that was counted has a place in the list. Erased events have none: nothing is known of any.
+func (r *replayAnswer) lists(res replay.Result, all bool) bool {
+	if res.Recorded.Kind == decisions.KindErased || all && res.Verdict == replay.Match {
+		return false
+	}
+	if len(r.Results) < maxResults || res.Verdict == replay.Mismatch && r.Mismatch <= maxResults {
+		return true
+	}
+	r.Omitted++
+	return false
+}
 
 func (r *replayAnswer) count(res replay.Result) {
 	n := max(1, res.Recorded.Count)
@@ -143,11 +155,7 @@ func (a *app) replay(c *cobra.Command, f replayFlags, id string) error {
 			rec.alive()
 			count()
 			answer.count(r)
-			switch {
-			case id == "" && r.Verdict == replay.Match:
-				return nil
-			case len(answer.Results) >= maxResults:
-				answer.Omitted++
+			if !answer.lists(r, id == "") {
 				return nil
 			}
 			out := newResultJSON(r)
@@ -197,6 +205,11 @@ func replayText(w io.Writer, answer replayAnswer, id string) error {
 			return err
 		}
 		if _, err := io.WriteString(w, "\n"); err != nil {
+			return err
+		}
+	}
+	if n := answer.Kinds[decisions.KindErased]; n > 0 {
+		if _, err := fmt.Fprintf(w, "%d events are erased: whether there was a decision in one is not known\n\n", n); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	bullav1 "github.com/bulla-project/bulla/api/bulla/v1"
 	"github.com/bulla-project/bulla/client"
 	"github.com/bulla-project/bulla/cmd/bulla/internal/show"
+	"github.com/bulla-project/bulla/secret"
 )
 
 // revokeFlags say what a revocation ends, and how long it stays to hear who confirms.
@@ -52,7 +54,7 @@ func newSessionRevokeCommand(a *app) *cobra.Command {
 	f.StringVar(&in.principal, "principal", "", "all sessions of this SPIFFE ID")
 	f.StringVar(&in.secret, "secret", "", "all sessions of this secret")
 	f.StringVar(&in.device, "device", "", "all sessions that relied on this device")
-	f.StringVar(&in.revision, "revision", "", "all sessions that this policy revision permitted (its digest)")
+	f.StringVar(&in.revision, "revision", "", "all sessions that this policy revision permitted (its digest, or the first digits)")
 	f.StringVar(&in.domain, "members-of", "", "all sessions of members of this trust domain")
 	f.StringVar(&in.reason, "reason", "", "why, for the record (required)")
 	f.BoolVar(&in.dryRun, "dry-run", false, "only list what would end")
@@ -91,6 +93,10 @@ func (in *revokeFlags) request(args []string) (*bullav1.RevokeRequest, error) {
 	if named != 1 {
 		return nil, usage("name exactly one of: the id of a session, --principal, --secret, --device, --revision, --members-of")
 	}
+	if err := cmp.Or(checkPrincipal("--principal", in.principal), checkSecret("--secret", in.secret), checkDevice("--device", in.device),
+		checkRevision("--revision", in.revision), checkDomain("--members-of", in.domain)); err != nil {
+		return nil, err
+	}
 	if in.dryRun {
 		return out, nil
 	}
@@ -123,6 +129,13 @@ func (a *app) revokeSessions(c *cobra.Command, in *revokeFlags, args []string) e
 	summary := new(bullav1.RevokeSummary)
 	silence := a.timeout + time.Duration(request.GetWaitSeconds())*time.Second
 	err = a.withStream(c, silence, func(ctx context.Context, conn *grpc.ClientConn, alive func()) error {
+		if in.revision != "" {
+			digest, err := fullDigest(ctx, conn, in.revision)
+			if err != nil {
+				return err
+			}
+			request.Selector = &bullav1.RevokeRequest_Revision{Revision: digest}
+		}
 		stream, err := bullav1.NewRevocationsClient(conn).Revoke(ctx, request)
 		if err != nil {
 			return err
@@ -235,6 +248,14 @@ func newSessionWatchCommand(a *app) *cobra.Command {
 		Example: "  bulla session watch --principal spiffe://dev.bulla.test/workload\n  bulla session watch --hold demo/database -o json",
 		Args:    argument(), ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(c *cobra.Command, _ []string) error {
+			if err := cmp.Or(checkPrincipal("--principal", in.GetPrincipal()), checkSecret("--secret", in.GetSecret())); err != nil {
+				return err
+			}
+			for _, name := range hold {
+				if _, err := secret.ParseName(name); err != nil {
+					return usage("--hold: %v", err)
+				}
+			}
 			if len(hold) > 0 {
 				return a.holdSecrets(c, hold)
 			}

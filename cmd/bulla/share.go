@@ -81,15 +81,28 @@ func (a *app) listRounds(c *cobra.Command) error {
 	var rows [][]string
 	for _, r := range rounds {
 		answer.Rounds = append(answer.Rounds, newRoundJSON(r))
-		state := fmt.Sprintf("%d of %d", r.Approvals, r.Needed)
-		if r.Answered != "" {
-			state += ", " + r.Answered
-		}
-		rows = append(rows, []string{r.ID, r.Kind, pathOf(r.Requester), fmt.Sprintf("%s@%d", r.Secret, r.Version), state})
+		rows = append(rows, roundRow(r))
 	}
 	return a.print(answer, func(w io.Writer) error {
-		return show.Table(w, []show.Column{{Title: "ROUND", Max: 36}, {Title: "KIND", Max: 8}, {Title: "FOR", Max: 20}, {Title: "SECRET", Max: 30}, {Title: "APPROVALS", Max: 20}}, rows)
+		return roundTable(w, rows)
 	})
+}
+
+// roundRow is a round in a table: what it has, and what the caller said.
+func roundRow(r client.Round) []string {
+	state := fmt.Sprintf("%d/%d approvals", r.Approvals, r.Needed)
+	switch {
+	case r.Answered != "":
+		state = fmt.Sprintf("%d/%d, %s", r.Approvals, r.Needed, r.Answered)
+	case r.Kind == "split":
+		state = fmt.Sprintf("%d/%d shares", r.Approvals, r.Needed)
+	}
+	return []string{r.ID, pathOf(r.Requester), fmt.Sprintf("%s@%d", r.Secret, r.Version), state}
+}
+
+// roundTable fits a terminal with whole ids of rounds: 36 + 10 + 13 + 15 and three gaps of two are 80.
+func roundTable(w io.Writer, rows [][]string) error {
+	return show.Table(w, []show.Column{{Title: "ROUND", Max: 36}, {Title: "FOR", Max: 10}, {Title: "SECRET", Max: 13}, {Title: "HAS", Max: 15}}, rows)
 }
 
 func newShareApproveCommand(a *app) *cobra.Command {
@@ -217,7 +230,7 @@ func newShareCombineCommand(a *app) *cobra.Command {
 
 func (a *app) combine(pkg string, paths []string, out string) error {
 	if out != "" {
-		if err := checkOut(out); err != nil {
+		if err := checkOut("--out", out); err != nil {
 			return err
 		}
 	}
