@@ -248,8 +248,10 @@ func (p *planner) judge(v *volume, c *checker) {
 	for _, id := range v.opened {
 		s := p.sessions[id].last
 		switch {
-		case !s.State.Ended() || s.State == session.Exhausted && p.now.Before(s.Expires.Time()):
+		case !s.State.Ended():
 			v.stay("session %s is live: it is %s until %s", id, s.State, s.Expires)
+		case s.State == session.Exhausted && p.now.Before(s.Expires.Time()):
+			v.stay("session %s is used up, and the answer to its last use can be asked for again until %s: revoke it by its id", id, s.Expires)
 		case !p.q.Before.IsZero() && (!s.EndedAt.Time().Before(p.q.Before) || s.State == session.Exhausted && !s.Expires.Time().Before(p.q.Before)):
 			v.stay("session %s ended at %s", id, s.EndedAt)
 		}

@@ -150,13 +150,16 @@ func (a *app) reviewed(c *cobra.Command, digest string, f *promoteFlags) (review
 
 // compared fetches a revision and compares it with the active one. It returns the digest of what was looked at.
 func compared(ctx context.Context, conn *grpc.ClientConn, name string) (digest string, archive []byte, report diff.Report, err error) {
-	_, before, err := getRevision(ctx, conn, "")
+	active, before, err := getRevision(ctx, conn, "")
 	if err != nil {
 		return "", nil, report, err
 	}
 	next, after, err := getRevision(ctx, conn, name)
 	if err != nil {
 		return "", nil, report, err
+	}
+	if digest := next.GetRevision().GetDigest(); digest == active.GetRevision().GetDigest() {
+		return "", nil, report, fmt.Errorf("%w: revision %.12s is active already", client.ErrInvalid, digest)
 	}
 	report, err = diff.Compare(before, after)
 	return next.GetRevision().GetDigest(), next.GetArchive(), report, err
