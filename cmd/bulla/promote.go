@@ -121,19 +121,21 @@ func (a *app) reviewed(c *cobra.Command, digest string, f *promoteFlags) (review
 	}
 	var r review
 	err = a.withStream(c, a.timeout, func(ctx context.Context, conn *grpc.ClientConn, alive func()) error {
-		var archive []byte
-		var err error
-		if r.digest, archive, r.diff, err = compared(ctx, conn, digest); err != nil || f.rollback {
+		next, active, changes, err := compared(ctx, conn, digest)
+		if r.digest, r.diff = next.GetRevision().GetDigest(), changes; err != nil || f.rollback {
 			return err
 		}
 		if r.first, err = firstPerson(ctx, conn, r.digest); err != nil || f.noWhatIf != "" {
 			return err
 		}
 		var report replay.Report
-		if f.report != "" {
+		switch {
+		case f.report != "":
 			report, err = readReport(f.report, r.digest)
-		} else {
-			report, err = a.whatIfOf(ctx, archive, since, record{events: tailed(ctx, conn, alive), archives: fetched(conn), alive: alive, conn: conn})
+		case r.digest == active.GetRevision().GetDigest(): // before all that is recorded is judged by it
+			err = fmt.Errorf("%w: revision %.12s is active already", client.ErrInvalid, r.digest)
+		default:
+			report, err = a.whatIfOf(ctx, next.GetArchive(), since, record{events: tailed(ctx, conn, alive), archives: fetched(conn), alive: alive, conn: conn})
 		}
 		if err == nil {
 			report, err = report.Within(replay.MaxReport)
@@ -148,21 +150,18 @@ func (a *app) reviewed(c *cobra.Command, digest string, f *promoteFlags) (review
 	return r, err
 }
 
-// compared fetches a revision and compares it with the active one. It returns the digest of what was looked at.
-func compared(ctx context.Context, conn *grpc.ClientConn, name string) (digest string, archive []byte, report diff.Report, err error) {
+// compared fetches a revision and the active one, and compares them.
+func compared(ctx context.Context, conn *grpc.ClientConn, name string) (next, active *bullav1.RevisionArchive, report diff.Report, err error) {
 	active, before, err := getRevision(ctx, conn, "")
 	if err != nil {
-		return "", nil, report, err
+		return nil, nil, report, err
 	}
 	next, after, err := getRevision(ctx, conn, name)
 	if err != nil {
-		return "", nil, report, err
-	}
-	if digest := next.GetRevision().GetDigest(); digest == active.GetRevision().GetDigest() {
-		return "", nil, report, fmt.Errorf("%w: revision %.12s is active already", client.ErrInvalid, digest)
+		return nil, nil, report, err
 	}
 	report, err = diff.Compare(before, after)
-	return next.GetRevision().GetDigest(), next.GetArchive(), report, err
+	return next, active, report, err
 }
 
 // whatIfOf judges the record by a revision that the broker has.
