@@ -235,7 +235,7 @@ func (c *Client) shareFor(ctx context.Context, r *bullav1.Round, file *split.Fil
 func (c *Client) shareFrom(file *split.File, r *bullav1.Round) (secret.Bytes, envelope.Digest, error) {
 	switch {
 	case file == nil:
-		return secret.Bytes{}, envelope.Digest{}, fmt.Errorf("%w: this secret was split before the broker got it: name the file of your share (--share FILE)", ErrInvalid)
+		return secret.Bytes{}, envelope.Digest{}, fmt.Errorf("%w: this secret was split before the broker got it: name the file of your share", ErrInvalid)
 	case file.Holder != c.ID().String():
 		return secret.Bytes{}, envelope.Digest{}, fmt.Errorf("%w: the share in the file is that of %s, not of %s", ErrInvalid, file.Holder, c.ID())
 	case envelope.DigestOf(r.GetManifest().GetManifest()) != file.Digest() || file.Manifest().Secret != r.GetSecret():

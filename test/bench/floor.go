@@ -29,7 +29,6 @@ type work struct {
 	revision  *policy.Revision
 	signals   policy.Signals
 	journal   *journal
-	store     *store
 }
 
 func newWork(ctx context.Context, path string) (*work, error) {
@@ -54,9 +53,6 @@ func newWork(ctx context.Context, path string) (*work, error) {
 		return nil, err
 	}
 	w.signals = delivery(time.Now())
-	if w.store, err = newStore(ctx, path+".db"); err != nil {
-		return nil, err
-	}
 	w.journal, err = newJournal(path)
 	return w, err
 }
@@ -111,7 +107,7 @@ func (w *work) evaluate() error {
 func (w *work) append() error { return w.journal.append(make([]byte, recordSize)) }
 
 // use, deliver and receive are the calls of which the broker's are made, with nothing else in them.
-func (w *work) use() error { return first(w.verify, w.evaluate, w.store.use) }
+func (w *work) use() error { return first(w.verify, w.evaluate, w.append) }
 
 func (w *work) deliver() error { return first(w.verify, w.evaluate, w.seal, w.sign, w.append) }
 
@@ -184,7 +180,7 @@ type primitives struct {
 
 // useFloor is the sum that a gated use is compared with.
 func (p primitives) useFloor(call time.Duration) time.Duration {
-	return call + p.verify + p.evaluate + p.transact
+	return call + p.verify + p.evaluate + p.append
 }
 
 // floor is the sum that a confirmed delivery is compared with; calls are the two bare ones.
@@ -206,7 +202,7 @@ func measurePrimitives(ctx context.Context, path string) (p primitives, err erro
 			return p, err
 		}
 	}
-	if p.transact, err = transactions(w.store); err != nil {
+	if p.transact, err = transactions(ctx, path+".db"); err != nil {
 		return p, err
 	}
 	return p, appends(w.journal.file, &p)

@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"net/url"
-	"sync"
 	"time"
 
 	_ "modernc.org/sqlite" // the driver of the ledger's store
@@ -21,22 +20,10 @@ const (
 
 // store is a database in which a use is one transaction: an event is added, the count of the session goes up if it may, and
 // the reply is kept under the request's key. It has the three rows and nothing else, in pages and with the durability that
-// the ledger's store has; uses are committed in groups. Its methods are safe for concurrent use.
+// the ledger's store has.
 type store struct {
 	db                     *sql.DB
 	event, count, answered *sql.Stmt
-	turn                   sync.Mutex // held by the one that commits
-
-	mu  sync.Mutex // guards what follows
-	cur *transaction
-	n   uint64
-}
-
-// transaction is a group of uses, each by the number of its caller.
-type transaction struct {
-	sessions []int
-	done     chan struct{}
-	err      error // set before done is closed
 }
 
 // sessionsOfStore is how many sessions there are, each of which has uses left.
@@ -70,35 +57,8 @@ CREATE TABLE answers (key BLOB PRIMARY KEY, reply BLOB NOT NULL) WITHOUT ROWID`)
 	return s, err
 }
 
-// use commits one use.
-func (s *store) use() error {
-	s.mu.Lock()
-	t := s.cur
-	begins := t == nil
-	if begins {
-		t = &transaction{done: make(chan struct{})}
-		s.cur = t
-	}
-	s.n++
-	t.sessions = append(t.sessions, int(s.n%sessionsOfStore))
-	s.mu.Unlock()
-	if !begins {
-		<-t.done
-		return t.err
-	}
-	s.turn.Lock()
-	defer s.turn.Unlock()
-	s.mu.Lock()
-	s.cur = nil
-	s.mu.Unlock()
-	t.err = s.commit(t.sessions)
-	close(t.done)
-	return t.err
-}
-
 // commit writes a group and waits until it is durable.
-func (s *store) commit(sessions []int) (err error) {
-	ctx := context.Background()
+func (s *store) commit(ctx context.Context, sessions []int) (err error) {
 	tx, err := s.db.BeginTx(ctx, nil)
 	if err != nil {
 		return err
@@ -133,8 +93,13 @@ func (s *store) commit(sessions []int) (err error) {
 	return tx.Commit()
 }
 
-// transactions is the CPU time of one use in groups of 64.
-func transactions(s *store) (time.Duration, error) {
+// transactions is the CPU time of one use in groups of 64, in a new database.
+func transactions(ctx context.Context, path string) (time.Duration, error) {
+	s, err := newStore(ctx, path)
+	if err != nil {
+		return 0, err
+	}
+	defer s.db.Close()
 	const callers, rounds = 64, 100
 	group := make([]int, callers)
 	for i := range group {
@@ -142,7 +107,7 @@ func transactions(s *store) (time.Duration, error) {
 	}
 	before := cpuOfSelf()
 	for range rounds {
-		if err := s.commit(group); err != nil {
+		if err := s.commit(ctx, group); err != nil {
 			return 0, err
 		}
 	}
